@@ -1,0 +1,160 @@
+"""Which keys each command has, and of what type. The values and what they mean stand in the YAML beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class RayConfig:
+    address: str | None = MISSING
+    workers: int = MISSING
+
+
+@dataclass
+class BackboneConfig:
+    architecture: str = MISSING
+    weights: str = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class MakeRoomsConfig:
+    root: str = MISSING
+    rooms: int = MISSING
+    frames: int = MISSING
+    scale: float = MISSING
+    seed: int = MISSING
+    val: int = MISSING
+    defects: list[str] = MISSING
+
+
+@dataclass
+class WindowConfig:
+    gap: int = MISSING
+    stride: int = MISSING
+    min_baseline: float = MISSING
+    max_baseline: float = MISSING
+    max_rotation: float = MISSING
+
+
+@dataclass
+class BuildShardsConfig:
+    root: str = MISSING
+    dataset: str = MISSING
+    split: str = MISSING
+    width: int = MISSING
+    height: int = MISSING
+    keep_bad: bool = MISSING
+    min_kept_share: float = MISSING
+    window: WindowConfig = MISSING
+    rows_per_shard: int = MISSING
+    features: bool = MISSING
+    backbone: BackboneConfig = MISSING
+    source: str = MISSING
+    licence: str = MISSING
+    ray: RayConfig = MISSING
+
+
+@dataclass
+class CacheGaussiansConfig:
+    dataset: str = MISSING
+    column: str = MISSING
+    reconstructor: dict[str, Any] = MISSING
+    ray: RayConfig = MISSING
+
+
+class TeacherMode(Enum):
+    ema = "ema"
+    frozen = "frozen"
+
+
+@dataclass
+class TeacherConfig:
+    mode: TeacherMode = MISSING
+    momentum: float = MISSING
+    every: int = MISSING
+    dropout: bool = MISSING
+
+
+@dataclass
+class LoraConfig:
+    rank: int = MISSING
+    alpha: int = MISSING
+    dropout: float = MISSING
+    patch_embed: bool = MISSING
+
+
+@dataclass
+class HeadConfig:
+    hidden: int = MISSING
+    bottleneck: int = MISSING
+    prototypes: int = MISSING
+    student_temperature: float = MISSING
+    teacher_temperature: float = MISSING
+
+
+@dataclass
+class SupervisionConfig:
+    gaussians: str = MISSING
+    blend: float = MISSING
+    min_coverage: float = MISSING
+    context_as_target: bool = MISSING
+    shuffle: bool = MISSING
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = MISSING
+    warmup: float = MISSING
+
+
+@dataclass
+class LoaderConfig:
+    workers: int = MISSING
+    prefetch: int = MISSING
+
+
+@dataclass
+class TrainConfig:
+    dataset: str = MISSING
+    output: str = MISSING
+    steps: int = MISSING
+    until: int | None = MISSING
+    batch: int = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    backbone: BackboneConfig = MISSING
+    teacher: TeacherConfig = MISSING
+    lora: LoraConfig = MISSING
+    head: HeadConfig = MISSING
+    supervision: SupervisionConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    loader: LoaderConfig = MISSING
+    checkpoint_every: int = MISSING
+    picture_every: int = MISSING
+
+
+class Network(Enum):
+    teacher = "teacher"
+    student = "student"
+
+
+@dataclass
+class ExportConfig:
+    run: str = MISSING
+    output: str = MISSING
+    step: int | None = MISSING
+    network: Network = MISSING
+
+
+@dataclass
+class InspectConfig:
+    dataset: str = MISSING
+    gaussians: str = MISSING
+    output: str = MISSING
+    rows: int = MISSING

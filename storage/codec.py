@@ -1,0 +1,96 @@
+"""Bytes of one member of a record: images as JPEG, ids and depth as PNG, arrays as `.npy`, the rest as JSON. Equal input gives equal bytes.
+
+Nothing here unpickles: arrays are read with `allow_pickle=False`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}  # 4:4:4 keeps 41+ dB on rooms at a third of PNG's size
+
+
+def encode_jpeg(image_hw3: np.ndarray) -> bytes:
+    """[H,W,3] uint8 RGB -> JPEG."""
+    _expect(image_hw3, np.uint8, 3)
+    return _save(Image.fromarray(image_hw3), **_JPEG)
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """JPEG -> [H,W,3] uint8 RGB. The EXIF orientation is not applied; a truncated file raises OSError."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def encode_ids(ids_hw: np.ndarray) -> bytes:
+    """[H,W] uint16 ids -> 16-bit PNG."""
+    _expect(ids_hw, np.uint16, 2)
+    return _save(Image.fromarray(ids_hw), format="PNG", compress_level=6)
+
+
+def decode_ids(data: bytes) -> np.ndarray:
+    """16-bit PNG -> [H,W] uint16."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image).astype(np.uint16)
+
+
+def encode_valid(valid_hw: np.ndarray) -> bytes:
+    """[H,W] bool -> 1-bit PNG."""
+    _expect(valid_hw, np.bool_, 2)
+    return _save(Image.fromarray(valid_hw), format="PNG", compress_level=6)
+
+
+def decode_valid(data: bytes) -> np.ndarray:
+    """1-bit PNG -> [H,W] bool."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image).astype(bool)
+
+
+def encode_depth(depth_hw: np.ndarray) -> bytes:
+    """[H,W] float metres, 0 = no surface -> 16-bit PNG of millimetres, the official unit. Beyond 65.535 m counts as no surface."""
+    millimetres = np.rint(np.asarray(depth_hw, np.float64) * 1000)
+    millimetres[~(millimetres <= 65535)] = 0
+    return encode_ids(millimetres.astype(np.uint16))
+
+
+def decode_depth(data: bytes) -> np.ndarray:
+    """16-bit PNG of millimetres -> [H,W] float32 metres."""
+    return decode_ids(data).astype(np.float32) / np.float32(1000)
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """Any plain numeric array -> little-endian, C-ordered `.npy`."""
+    stream = io.BytesIO()
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    np.lib.format.write_array(stream, little, version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
+
+
+def decode_array(data: bytes) -> np.ndarray:
+    """`.npy` -> array. A pickled object inside raises ValueError."""
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def encode_json(value: Any) -> bytes:
+    """Sorted keys, no spaces, no NaN: one value has one spelling."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decode_json(data: bytes) -> Any:
+    return json.loads(data)
+
+
+def _save(image: Image.Image, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, **options)
+    return stream.getvalue()
+
+
+def _expect(array: np.ndarray, dtype: type, ndim: int) -> None:
+    if array.dtype != dtype or array.ndim != ndim:
+        raise ValueError(f"expected a {ndim}-d array of {np.dtype(dtype)}, got {array.dtype} with shape {array.shape}")

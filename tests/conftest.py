@@ -1,0 +1,46 @@
+"""Fixtures that cost seconds are made once a session: an S3 server, a root of synthetic rooms, a dataset built from them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import seaweedfs
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment variables of a running SeaweedFS; its bucket is called `test`."""
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs") / "server") as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """An empty folder of the S3 server, with the environment set so that this process reaches it."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://test/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder to write to, once on the local disk and once on S3: what holds for one must hold for the other."""
+    return str(tmp_path / "place") if request.param == "local" else request.getfixturevalue("s3")
+
+
+def command(*arguments: str, environment: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs `python ARGUMENTS` in the repository, as a user would; its output is captured."""
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=280
+    )
+    if check and result.returncode:
+        raise AssertionError(f"{' '.join(arguments)} ended with {result.returncode}:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+    return result

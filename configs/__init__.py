@@ -42,7 +42,8 @@ def load(name: str, schema: type[Config], overrides: Sequence[str]) -> Config:
 
 
 def command(name: str, schema: type[Config], run: Callable[[Config], None]) -> None:
-    """The body of an entry point: compose, run, and end with a clear line where something is wrong (2: configuration, 1: storage or data)."""
+    """The body of an entry point: compose, run, and end with a clear line where something is wrong (2: configuration, 1: storage or
+    data)."""
     from storage.location import StorageError
 
     arguments = sys.argv[1:]

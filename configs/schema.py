@@ -31,6 +31,7 @@ class MakeRoomsConfig:
     seed: int = MISSING
     val: int = MISSING
     defects: list[str] = MISSING
+    ray: RayConfig = MISSING
 
 
 @dataclass

@@ -44,3 +44,23 @@ def command(*arguments: str, environment: dict[str, str] | None = None, check: b
     if check and result.returncode:
         raise AssertionError(f"{' '.join(arguments)} ended with {result.returncode}:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A root of two small synthetic rooms (one of them for validation) in the official layout."""
+    root = str(tmp_path_factory.mktemp("rooms"))
+    command("pipeline/make_rooms.py", f"root={root}", "rooms=3", "frames=20", "scale=0.125", "val=1", "seed=3")
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """All three columns, built from `rooms` by the commands: 168 x 112 pixels, demo backbone."""
+    url = str(tmp_path_factory.mktemp("dataset"))
+    command("pipeline/build_shards.py", f"root={rooms}", f"dataset={url}", *BUILD)
+    command("pipeline/cache_gaussians.py", f"dataset={url}")
+    return url
+
+
+BUILD = ("width=168", "height=112", "rows_per_shard=3", "backbone=demo", "source=synthetic-rooms", "licence=MIT")

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The whole path on synthetic rooms: raw scenes -> shards -> Gaussians -> two distilled models -> exported weights and pictures.
+# Usage: bash infra/demo.sh [FOLDER]      (default outputs/demo; a second run goes on from what is there)
+. "$(dirname "$0")/setup.sh"
+started=$SECONDS
+out=${1:-outputs/demo}
+step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
+
+step "1/6 synthetic rooms in the ScanNet++ layout"
+python pipeline/make_rooms.py root="$out/rooms" rooms=4 frames=28 scale=0.25 val=1
+
+step "2/6 frames and teacher features (Ray)"
+python pipeline/build_shards.py root="$out/rooms" dataset="$out/dataset" width=336 height=224 rows_per_shard=8 \
+    source=synthetic-rooms licence=MIT backbone=demo
+
+step "3/6 Gaussians (Ray)"
+python pipeline/cache_gaussians.py dataset="$out/dataset"
+
+step "4/6 pictures of the dataset"
+python pipeline/inspect_rows.py dataset="$out/dataset" output="$out/pictures"
+
+for variant in with-blending:0.5 no-blending:1.0; do
+    name=${variant%%:*}
+    step "5/6 distil $name (torchrun, 2 ranks)"
+    torchrun --standalone --nproc-per-node=2 training/train.py dataset="$out/dataset" output="$out/runs/$name" backbone=demo \
+        supervision.blend="${variant##*:}" steps=40 batch=2 optimizer.lr=0.001 head.hidden=512 head.prototypes=4096 \
+        head.student_temperature=0.1 head.teacher_temperature=0.05 teacher.momentum=0.99 teacher.every=1 \
+        loader.workers=1 checkpoint_every=20 picture_every=20
+done
+
+step "6/6 export"
+for name in with-blending no-blending; do
+    python training/export.py run="$out/runs/$name" output="$out/weights" network=student
+done
+
+printf '\nDone in %d s. Look in %s: weights/, pictures/, runs/*/curves.png, runs/*/pictures/ (synthetic rooms, random substitute backbone).\n' \
+    $((SECONDS - started)) "$out"

@@ -1,0 +1,82 @@
+"""Joining Ray: the cluster that the job was submitted to, or a small one of our own on the loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from configs import ConfigError
+from configs.schema import RayConfig
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a stage may count on. workers: actors or tasks at a time on CPUs; gpus: GPUs in the cluster."""
+
+    workers: int
+    gpus: int
+
+    def model_stage(self) -> tuple[int, dict[str, float]]:
+        """Workers and their resources for a stage that runs a network: a GPU each where there are any, else a CPU each."""
+        return (min(self.workers, self.gpus), {"num_cpus": 1, "num_gpus": 1}) if self.gpus else (self.workers, {"num_cpus": 1})
+
+
+@contextlib.contextmanager
+def joined(config: RayConfig) -> Iterator[Cluster]:
+    """Connects to Ray for the block.
+
+    A submitted job, or RAY_ADDRESS, or `ray.address` says which cluster. Otherwise a local one starts, bound to the loopback, and ends with
+    the block; it never joins a cluster that somebody else left on the machine.
+    """
+    import ray
+
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
+        else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init(
+                address="local", include_dashboard=False, _node_ip_address="127.0.0.2", logging_level=logging.WARNING,
+                num_cpus=max(config.workers, os.cpu_count() or 1),
+            )  # fmt: skip
+    except ConnectionError as error:
+        raise ConfigError(
+            f"ray.address={address}: no Ray cluster answers there; start one with `ray start --head`, or leave the address out"
+        ) from error
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(config.workers or max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def map_tasks(function: Callable[..., Any], arguments: Iterable[Sequence[Any]], workers: int) -> Iterator[tuple[int, Any]]:
+    """Runs `function(*arguments[i])` as Ray tasks, `workers` at a time, and yields (i, result) as they end. A task's exception is raised as
+    itself."""
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=3)(function)
+    waiting = list(enumerate(arguments))[::-1]
+    running: dict[Any, int] = {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            number, values = waiting.pop()
+            running[task.remote(*values)] = number
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(done)
+        yield number, result_of(done)
+
+
+def result_of(reference: Any) -> Any:
+    """`ray.get`, with an exception of the task raised as what it was there."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error

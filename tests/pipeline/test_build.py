@@ -1,0 +1,154 @@
+"""The build: real rooms through real Ray. What is committed stays, what is missing is made again byte for byte, what is bad is named."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from pipeline.rooms import room_specs, write_root, write_room
+from pipeline.scannetpp import SceneReader
+from storage import codec, location
+from storage.column import Manifest, open_columns, read_members
+from storage.rows import GAUSSIAN_MEMBERS, decode_frame, decode_gaussians, decode_window
+from tests.conftest import BUILD, command
+
+
+def hashes(folder: str) -> dict[str, str]:
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def read_row(manifest: Manifest, row: int) -> dict[str, bytes]:
+    names = manifest.members(row)
+    return dict(zip(names, read_members([manifest.locate(row, name) for name in names]), strict=True))
+
+
+def test_a_second_build_does_nothing_and_a_missing_shard_alone_is_made_again(rooms: str, dataset: str) -> None:
+    before = hashes(dataset)
+    assert any(name.endswith("frames-000001.tar") for name in before)
+    result = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={dataset}", *BUILD)
+    assert result.stdout.count("are committed, nothing to do") == 2
+    assert "building" not in result.stdout
+    assert hashes(dataset) == before
+
+    location.remove(f"{dataset}/frames/frames-000001.tar")
+    location.remove(f"{dataset}/features/features-000000.parquet")
+    result = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={dataset}", *BUILD)
+    assert "frames: building 1 of" in result.stdout
+    assert "features: building 1 of" in result.stdout
+    assert hashes(dataset) == before
+
+
+def test_columns_agree_and_plain_webdataset_reads_them(dataset: str) -> None:
+    columns = open_columns(dataset, ["frames", "features", "gaussians"])
+    keys = columns["frames"].keys
+    assert len(keys) == len(set(keys)) >= 4
+    for name, member in (("frames", "00.jpg"), ("features", "tokens.npy"), ("gaussians", "means.npy")):
+        tars = sorted(str(p) for p in Path(dataset, name).glob("*.tar"))
+        samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+        assert [s["__key__"] for s in samples] == keys
+        assert all(member in s for s in samples)
+    assert columns["frames"].made_by["config"]["source"] == "synthetic-rooms"
+    assert columns["gaussians"].made_by["from"] == {"frames": columns["frames"].content_hash}
+
+
+def test_a_row_holds_what_the_scene_shows(rooms: str, dataset: str) -> None:
+    frames, gaussians = (open_columns(dataset, ["frames", "gaussians"])[n] for n in ("frames", "gaussians"))
+    members = read_row(frames, 1)
+    window = decode_window(members["window.json"])
+    assert len(window.names) == 9
+    reader = SceneReader(rooms, window.scene, 168, 112)
+    entries = {entry.name: entry for entry in reader.index.frames}
+    for place, name in enumerate(window.names):
+        stored, seen = decode_frame(window, place, members), reader.frame(entries[name], with_depth=True)
+        np.testing.assert_array_equal(stored.labels, seen.labels)
+        np.testing.assert_array_equal(stored.valid, seen.valid)
+        np.testing.assert_array_equal(stored.camera.c2w, seen.camera.c2w)
+        assert np.abs(stored.image.astype(int) - seen.image).mean() < 3
+        assert (stored.depth is not None) == (place in window.context)
+        if stored.depth is not None:
+            np.testing.assert_allclose(stored.depth, seen.depth, atol=5.1e-4)
+    cloud = decode_gaussians(read_row(gaussians, 1))
+    assert len(cloud) == 2 * 112 * 168
+
+
+def test_reprojection_is_below_half_a_pixel(rooms: str, dataset: str) -> None:
+    """Mesh points seen by one stored camera land, through another stored camera, where that one's own depth puts them."""
+    columns = open_columns(dataset, ["frames", "gaussians"])
+    for row in range(0, len(columns["frames"]), 3):
+        members = read_row(columns["frames"], row)
+        window = decode_window(members["window.json"])
+        first, last = (decode_frame(window, place, members) for place in window.context)
+        cloud = decode_gaussians({n: read_row(columns["gaussians"], row)[n] for n in GAUSSIAN_MEMBERS})
+        points = cloud.means[: 112 * 168][cloud.opacities[: 112 * 168] > 0]
+        own, _ = first.camera.project(points)
+        grid = np.stack(np.meshgrid(np.arange(168) + 0.5, np.arange(112) + 0.5), -1).reshape(-1, 2)[cloud.opacities[: 112 * 168] > 0]
+        assert np.abs(own - grid).max() < 0.01
+
+        pixels, depth = last.camera.project(points)
+        inside = (depth > 0.05) & (pixels > 2).all(1) & (pixels < np.array([166, 110])).all(1)
+        pixels, depth = pixels[inside], depth[inside]
+        seen = last.depth[pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
+        visible = np.abs(seen - depth) < 0.05
+        assert visible.mean() > 0.6
+        # Unproject the last view's own surface at that pixel, and look at it from the first view.
+        ray = np.concatenate([(pixels - last.camera.K[:2, 2]) / last.camera.K[[0, 1], [0, 1]], np.ones((len(pixels), 1))], axis=1)
+        camera = ray[visible] * depth[visible, None]
+        world = camera @ last.camera.c2w[:3, :3].T + last.camera.c2w[:3, 3]
+        back, _ = first.camera.project(world)
+        assert np.linalg.norm(back - first.camera.project(points[inside][visible])[0], axis=1).max() < 0.5
+
+
+@pytest.fixture(scope="module")
+def broken_rooms(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, dict]]:
+    """One sound room, one with planted defects, one without frames, and one that is only in the split."""
+    root = str(tmp_path_factory.mktemp("broken"))
+    sound = room_specs(1, seed=11, frames=14, scale=0.1)
+    defects = ("missing_image", "truncated_jpeg", "nan_pose", "far_pose", "duplicate")
+    bad = room_specs(1, seed=12, frames=24, scale=0.1, defects=defects)
+    empty = room_specs(1, seed=13, frames=12, scale=0.1, defects=("empty",))
+    specs = [*sound, *bad, *empty]
+    planted = {spec.scene_id: write_room(root, spec) for spec in specs}
+    write_root(root, specs, train=[*(s.scene_id for s in specs), "ffffffffff"], val=[])
+    return root, planted
+
+
+def test_bad_input_is_skipped_or_set_aside_by_name(broken_rooms: tuple[str, dict[str, dict]], tmp_path: Path) -> None:
+    root, planted = broken_rooms
+    result = command("pipeline/build_shards.py", f"root={root}", f"dataset={tmp_path}", *BUILD, "features=false", "min_kept_share=0.5")
+    sound, bad, empty = planted
+    reports = {scene: codec.decode_json((tmp_path / "scenes" / f"{scene}.json").read_bytes()) for scene in [*planted, "ffffffffff"]}
+    assert reports[sound]["skipped"] == []
+    assert {s["reason"] for s in reports[bad]["skipped"]} == {
+        "image_missing", "image_unreadable", "pose_not_finite", "pose_outside_mesh", "duplicate",
+    }  # fmt: skip
+    listed = {name for r in (reports[sound], reports[bad]) for name in [*r["kept"], *(s["frame"] for s in r["skipped"])]}
+    assert len(reports[bad]["kept"]) + len({s["frame"] for s in reports[bad]["skipped"] if s["reason"] != "duplicate"}) == 24
+    assert listed
+    assert reports[empty]["quarantined"]["reason"] == "no_frames"
+    assert reports["ffffffffff"]["quarantined"]["reason"] == "scene_missing"
+    for scene in (empty, "ffffffffff"):
+        assert f"quarantined: {scene}" in result.stdout
+    manifest = Manifest(str(tmp_path), "frames")
+    assert {key.split("-")[0] for key in manifest.keys} <= {sound, bad}
+    assert any(key.startswith(sound) for key in manifest.keys)
+
+
+def test_too_few_sound_frames_end_the_run(broken_rooms: tuple[str, dict[str, dict]], tmp_path: Path) -> None:
+    arguments = (f"root={broken_rooms[0]}", f"dataset={tmp_path}", *BUILD, "features=false", "min_kept_share=0.99")
+    result = command("pipeline/build_shards.py", *arguments, check=False)
+    assert result.returncode == 1
+    assert "of the listed frames are sound, min_kept_share is 99%" in result.stderr.splitlines()[-1]
+
+
+def test_a_wrong_root_and_another_configuration_are_refused(rooms: str, dataset: str, tmp_path: Path) -> None:
+    wrong = command("pipeline/build_shards.py", f"root={tmp_path}/nothing", f"dataset={tmp_path}/d", *BUILD, check=False)
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (1, 1)
+    assert "nvs_sem_train.txt: no such split" in wrong.stderr
+    other = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={dataset}", *BUILD, "width=224", check=False)
+    assert (other.returncode, len(other.stderr.splitlines())) == (1, 1)
+    assert "config.width: there 168, here 224" in other.stderr

@@ -1,0 +1,50 @@
+"""The order: every row once an epoch, the same for every world size, from a number alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import ConfigError
+from training.loader import StepSampler
+from training.order import choose, epoch_permutation, mix, step_rows
+
+
+@given(st.integers(1, 200), st.integers(0, 2**40), st.integers(1, 17), st.integers(0, 30))
+def test_every_epoch_holds_every_row_once(rows: int, seed: int, batch: int, epoch: int) -> None:
+    first, last = epoch * rows // batch, ((epoch + 1) * rows - 1) // batch
+    sequence = np.concatenate([step_rows(rows, seed, step, batch).row for step in range(first, last + 1)])
+    start = epoch * rows - first * batch
+    assert sorted(sequence[start : start + rows]) == list(range(rows))
+
+
+@given(st.integers(1, 100), st.integers(0, 2**31), st.integers(0, 50), st.sampled_from([1, 2, 3, 4, 6, 12]))
+def test_ranks_share_a_step_without_overlap(rows: int, seed: int, start: int, world: int) -> None:
+    steps = range(start, start + 3)
+    whole = list(StepSampler(rows, seed, 12, steps, 0, 1))
+    parts = [list(StepSampler(rows, seed, 12, steps, rank, world)) for rank in range(world)]
+    for i, step in enumerate(whole):
+        assert {len(part[i]) for part in parts} == {12 // world}
+        assert sorted(choice for part in parts for choice in part[i]) == sorted(step)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch=8 rows a step cannot be shared equally by 3 ranks"):
+        StepSampler(10, 0, 8, range(1), 0, 3)
+
+
+def test_the_order_does_not_depend_on_library_versions() -> None:
+    assert mix(1, 2, 3).item() == mix(np.array([1]), np.array([2]), np.array([3]))[0].item() == 0xD0734750FDE362B3
+    assert epoch_permutation(8, 0, 0).tolist() == [0, 1, 6, 3, 5, 4, 2, 7]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {tuple(epoch_permutation(50, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+def test_targets_are_uniform() -> None:
+    draws = step_rows(1000, seed=3, step=0, batch=9000).draw
+    counts = np.bincount([choose(int(d), 9) for d in draws], minlength=9)
+    assert counts.sum() == 9000
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)

@@ -1,0 +1,116 @@
+"""Training: world size, interruption and resumption change nothing, and there is something to learn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import ConfigError, load
+from configs.schema import TrainConfig
+from storage import location
+from tests.conftest import REPOSITORY
+from training import checkpoint
+from training.train import read_metrics, run
+
+# A head small enough for two cores. Temperatures below 1 give a gradient that 40 steps can follow; the published ones need thousands.
+SMALL = ("backbone=demo", "batch=2", "steps=40", "head.hidden=64", "head.prototypes=256", "head.student_temperature=0.1",
+         "head.teacher_temperature=0.05", "optimizer.lr=0.001", "loader.workers=0", "checkpoint_every=20", "picture_every=1000",
+         "teacher.every=1", "teacher.momentum=0.99")  # fmt: skip
+
+
+def config(dataset: str, output: Path | str, *more: str) -> TrainConfig:
+    return load("train", TrainConfig, [f"dataset={dataset}", f"output={output}", *SMALL, *more])
+
+
+def losses(output: Path | str) -> np.ndarray:
+    metrics = read_metrics(str(output))
+    assert [m["step"] for m in metrics] == list(range(len(metrics)))
+    return np.array([m["loss"] for m in metrics])
+
+
+def torchrun(ranks: int, *overrides: str, **popen) -> subprocess.Popen:
+    program = str(Path(sys.executable).parent / "torchrun")
+    arguments = [program, "--standalone", f"--nproc-per-node={ranks}", "training/train.py", *overrides]
+    return subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 steps on one rank."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    run(config(dataset, output))
+    return output
+
+
+def test_two_ranks_give_the_losses_of_one(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    process = torchrun(2, f"dataset={dataset}", f"output={tmp_path}", *SMALL)
+    printed, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, printed[-3000:]
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=1e-4)
+    assert [m["kept_tokens"] for m in read_metrics(str(tmp_path))] == [m["kept_tokens"] for m in read_metrics(str(undisturbed))]
+
+
+def test_a_run_stopped_at_20_goes_on_as_if_undisturbed(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    run(config(dataset, tmp_path, "until=20"))
+    assert checkpoint.steps(str(tmp_path)) == [20]
+    assert len(losses(tmp_path)) == 20
+    run(config(dataset, tmp_path))
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=1e-6)
+    final = [checkpoint.load(str(output), 40)[0] for output in (tmp_path, undisturbed)]
+    for name, tensor in final[0]["student"].items():
+        np.testing.assert_allclose(tensor.numpy(), final[1]["student"][name].numpy(), rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    process = torchrun(1, f"dataset={dataset}", f"output={tmp_path}", *SMALL, "checkpoint_every=1000", start_new_session=True)
+    deadline = time.monotonic() + 120
+    line = ""
+    while "3/40" not in line and time.monotonic() < deadline and process.poll() is None:
+        line += os.read(process.stdout.fileno(), 4096).decode()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    done = checkpoint.steps(str(tmp_path))
+    assert len(done) == 1
+    assert 3 <= done[0] < 40
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed)[: done[0]], rtol=1e-6)
+
+
+def test_the_loss_falls_further_than_with_shuffled_supervision(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    run(config(dataset, tmp_path, "supervision.shuffle=true"))
+    true, control = ([m["cosine"] for m in read_metrics(str(o))] for o in (undisturbed, tmp_path))
+    true_loss, control_loss = losses(undisturbed), losses(tmp_path)
+    assert true_loss[-10:].mean() < true_loss[:5].mean()
+    assert true_loss[:5].mean() - true_loss[-10:].mean() > control_loss[:5].mean() - control_loss[-10:].mean()
+    assert np.mean(true[-10:]) > np.mean(control[-10:]) + 0.05
+
+
+def test_without_blending_and_with_a_frozen_teacher(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    run(config(dataset, tmp_path / "no-blending", "until=2", "supervision.blend=1"))
+    run(config(dataset, tmp_path / "frozen", "until=2", "teacher.mode=frozen"))
+    assert losses(tmp_path / "no-blending")[0] != pytest.approx(losses(undisturbed)[0], rel=1e-6)
+    # Before the first step the teacher is the backbone itself, so cached tokens (half precision) give the same supervision.
+    assert losses(tmp_path / "frozen")[0] == pytest.approx(losses(undisturbed)[0], rel=1e-3)
+
+
+def test_another_run_in_the_same_place_is_refused(dataset: str, undisturbed: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a run with other settings is there \(config.seed: there 42, here 43\); choose another output"):
+        run(config(dataset, undisturbed, "seed=43"))
+
+
+def test_cached_tokens_of_other_weights_are_refused(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="column 'features' was made with other weights"):
+        run(config(dataset, tmp_path, "teacher.mode=frozen", "backbone.seed=1"))
+
+
+def test_a_broken_checkpoint_is_named(dataset: str, tmp_path: Path) -> None:
+    run(config(dataset, tmp_path, "until=1"))
+    location.write_bytes(f"{tmp_path}/checkpoints/step-000000001.pt", b"half of")
+    with pytest.raises(ConfigError, match=r"step-000000001\.pt: not a checkpoint of training/train\.py .* remove it"):
+        run(config(dataset, tmp_path))

@@ -1,0 +1,1 @@
+"""Models, splatting, the distillation step, its loader. May import `storage`, never `pipeline`."""

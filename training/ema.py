@@ -1,0 +1,15 @@
+"""The teacher follows the student by an exponential moving average of the trained parameters."""
+
+from __future__ import annotations
+
+import torch
+
+
+@torch.no_grad()
+def update_teacher(teacher: torch.nn.Module, student: torch.nn.Module, momentum: float) -> None:
+    """teacher <- m * teacher + (1 - m) * student, for each parameter that the student trains. Frozen weights are the same in both and are
+    left alone."""
+    teachers = dict(teacher.named_parameters())
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            teachers[name].mul_(momentum).add_(parameter, alpha=1 - momentum)

@@ -1,0 +1,87 @@
+"""Turns a run into weights that timm loads: LoRA folded in, no trace of training.
+
+    python training/export.py run=s3://bucket/runs/with-blending output=weights
+
+The file is named as the model card names it: `dinov2_small_snd.pth` with blending, `dinov2_small_snd_no_blending.pth` without. Before
+anything is written, the weights are loaded strictly into a fresh model, whose tokens must equal those of the trained network.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from configs import ConfigError, command
+from configs.schema import ExportConfig, TrainConfig
+from storage import codec, location
+from storage.location import NotFound, join
+from training import checkpoint
+from training.backbone import StateDict, build_backbone, hash_weights, load_weights, patch_tokens
+from training.distill import Network
+from training.lora import merged_state_dict, seed_rows
+
+_SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
+_PARITY = 1e-4  # of the tokens' largest value; folding LoRA in rounds differently
+
+
+def run(config: ExportConfig) -> None:
+    """Exports one checkpoint of one run."""
+    present = checkpoint.steps(config.run)
+    if not present:
+        raise NotFound(f"{config.run}: no checkpoint of training/train.py here; check the URL, or train first")
+    step = present[-1] if config.step is None else config.step
+    if step not in present:
+        raise ConfigError(f"step={step}: {config.run} has checkpoints of steps {', '.join(map(str, present))}")
+    state, who = checkpoint.load(config.run, step)
+    trained: TrainConfig = trained_config(who)
+    base = load_weights(trained.backbone)
+    if hash_weights(base) != who["weights_sha256"]:
+        raise ConfigError(f"{config.run}: was trained from other weights than backbone.weights={trained.backbone.weights} gives now")
+    exported = export_state_dict(trained, base, state[config.network.value])
+    url = join(config.output, file_name(trained))
+    stream = io.BytesIO()
+    torch.save(exported, stream)
+    location.write_bytes(url, stream.getvalue())
+    note = {"run": config.run, "step": step, "network": config.network.value, "sha256": hash_weights(exported), "trained_with": who}
+    location.write_bytes(url.removesuffix(".pth") + ".json", codec.encode_json(note))
+    substitute = "; from random substitute weights, not DINOv2's" if trained.backbone.weights == "random" else ""
+    print(f"{url}: {trained.backbone.architecture}, {config.network.value} at step {step}{substitute}", flush=True)
+
+
+def trained_config(who: dict[str, Any]) -> TrainConfig:
+    """The configuration that a checkpoint's identity holds."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), who["config"]))  # type: ignore[return-value]
+
+
+def file_name(config: TrainConfig) -> str:
+    """As the model card names the file."""
+    size = next((name for prefix, name in _SIZES.items() if config.backbone.architecture.startswith(prefix)), config.backbone.architecture)
+    return f"dinov2_{size}_snd{'' if config.supervision.blend < 1 else '_no_blending'}.pth"
+
+
+def export_state_dict(config: TrainConfig, base: StateDict, trained: StateDict) -> StateDict:
+    """The plain backbone's state dict with the trained LoRA folded in and the position embedding as published, checked for parity."""
+    size = 8 * 14
+    network = Network(config, base, size, size).eval()
+    own = dict(network.named_parameters())
+    for name, tensor in trained.items():
+        own[name].data.copy_(tensor)
+    exported = {**merged_state_dict(network.backbone), "pos_embed": base["pos_embed"].clone()}
+    plain = build_backbone(config.backbone.architecture, exported, size, size).eval()
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        seed_rows(network.backbone, [0])
+        wanted, got = patch_tokens(network.backbone, image), patch_tokens(plain, image)
+    error = ((wanted - got).abs().max() / wanted.abs().max()).item()
+    if not error < _PARITY:
+        raise ConfigError(
+            f"the exported weights give other tokens than the trained network (relative error {error:.1e}): a bug; nothing was written"
+        )
+    return exported
+
+
+if __name__ == "__main__":
+    command("export", ExportConfig, run)

@@ -1,0 +1,56 @@
+"""The projection head of DINO and its cross-entropy, token by token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from configs.schema import HeadConfig
+
+
+class Prototypes(torch.nn.Module):
+    """A weight-normalised linear layer without bias: row k is `weight_g[k] * weight_v[k] / |weight_v[k]|`. Parameter names as published."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight_g = torch.nn.Parameter(torch.ones(outputs, 1))
+        self.weight_v = torch.nn.Parameter(torch.empty(outputs, inputs).uniform_(-(inputs**-0.5), inputs**-0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+
+
+class DinoHead(torch.nn.Module):
+    """Linear and GELU, `layers` times; L2 normalisation; prototypes. [..., C] -> logits [..., K]."""
+
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int, layers: int = 3) -> None:
+        super().__init__()
+        widths = [inputs, *[hidden] * (layers - 1), bottleneck]
+        modules: list[torch.nn.Module] = []
+        for i in range(layers):
+            modules += [torch.nn.Linear(widths[i], widths[i + 1]), torch.nn.GELU()]
+        self.mlp = torch.nn.Sequential(*modules[:-1])
+        self.last_layer = Prototypes(bottleneck, prototypes)
+        for module in self.mlp:
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.trunc_normal_(module.weight, std=0.02)
+                torch.nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_config(cls, inputs: int, config: HeadConfig) -> DinoHead:
+        return cls(inputs, config.hidden, config.bottleneck, config.prototypes)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.last_layer(F.normalize(self.mlp(features), dim=-1, eps=1e-12))
+
+
+def token_cross_entropy(
+    student_logits_nk: torch.Tensor, teacher_logits_nk: torch.Tensor, student_temperature: float = 1.0, teacher_temperature: float = 1.0
+) -> torch.Tensor:
+    """Cross-entropy of each token's student distribution under the teacher's, [N] float32. No gradient reaches the teacher.
+
+    The published temperatures are 1 (its configured ones are never read). With K prototypes the value lies near ln K: watch the loss less
+    ln K.
+    """
+    teacher = F.softmax(teacher_logits_nk.detach().float() / teacher_temperature, dim=-1)
+    return -(teacher * F.log_softmax(student_logits_nk.float() / student_temperature, dim=-1)).sum(-1)

@@ -1,0 +1,174 @@
+"""From a step's number to its batch: each row by byte ranges, only the members that the step needs.
+
+loader = step_batches(config, start=20, stop=40, rank=0, world=2)
+for batch in loader: ...        # batch i holds this rank's rows of step start + i
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs import ConfigError
+from configs.schema import TeacherMode, TrainConfig
+from storage.column import Manifest, open_columns, read_members
+from storage.domain import Frame
+from storage.rows import GAUSSIAN_MEMBERS, decode_frame, decode_gaussians, decode_tokens, decode_window, frame_members
+from training.order import choose, step_rows
+
+
+@dataclass
+class Batch:
+    """This rank's rows of one step. B rows, images of H x W pixels; Gaussians differ in number from row to row, so they are lists.
+
+    seeds: what is random about each row in this step (its dropout). viewmats: world-to-camera of the target; Ks: pixels.
+    """
+
+    keys: list[str]
+    seeds: list[int]
+    context_images: torch.Tensor  # [B,2,3,H,W] uint8
+    context_labels: torch.Tensor  # [B,2,H,W] int32
+    target_images: torch.Tensor  # [B,3,H,W] uint8
+    target_labels: torch.Tensor  # [B,H,W] int32
+    target_valid: torch.Tensor  # [B,H,W] bool
+    viewmats: torch.Tensor  # [B,4,4] float32
+    Ks: torch.Tensor  # [B,3,3] float32
+    means: list[torch.Tensor]  # [N,3]
+    quats: list[torch.Tensor]  # [N,4]
+    scales: list[torch.Tensor]  # [N,3]
+    opacities: list[torch.Tensor]  # [N]
+    context_tokens: torch.Tensor | None  # [B,2,h,w,C] float32; None where the teacher makes them
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+
+        def move(value: object) -> object:
+            if isinstance(value, torch.Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+                return [v.to(device, non_blocking=True) for v in value]
+            return value
+
+        return Batch(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+
+
+class WindowRows(torch.utils.data.Dataset):
+    """Rows of the dataset with a target drawn in each: `rows[(row, draw)]` -> the parts of a `Batch`, without the batch's axis.
+
+    Opened in the process that reads: no file system and no manifest crosses a fork.
+    """
+
+    def __init__(self, dataset: str, gaussians: str, tokens: bool, context_as_target: bool) -> None:
+        self.dataset, self.gaussians, self.tokens, self.context_as_target = dataset, gaussians, tokens, context_as_target
+        self._columns: dict[str, Manifest] | None = None
+
+    @property
+    def columns(self) -> dict[str, Manifest]:
+        if self._columns is None:
+            names = ["frames", self.gaussians, *(["features"] if self.tokens else [])]
+            self._columns = open_columns(self.dataset, names)
+        return self._columns
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_columns": None}
+
+    def __len__(self) -> int:
+        return len(self.columns["frames"])
+
+    def __getitem__(self, choice: tuple[int, int]) -> dict:
+        row, draw = choice
+        frames = self.columns["frames"]
+        present = frames.members(row)
+        count = sum(name.endswith(".jpg") for name in present)
+        places = range(count) if self.context_as_target else range(1, count - 1)
+        if not places:
+            raise ConfigError(f"row {frames.keys[row]}: no frame lies between its context frames; set supervision.context_as_target=true")
+        target = places[choose(draw, len(places))]
+        context = (0, count - 1)
+
+        names = ["window.json", *(n for p in sorted({*context, target}) for n in frame_members(p, present))]
+        wanted = [frames.locate(row, name) for name in names]
+        wanted += [self.columns[self.gaussians].locate(row, name) for name in GAUSSIAN_MEMBERS]
+        if self.tokens:
+            wanted.append(self.columns["features"].locate(row, "tokens.npy"))
+        members = dict(zip([place.name for _, place in wanted], read_members(wanted), strict=True))
+
+        window = decode_window(members["window.json"])
+        views = {p: decode_frame(window, p, members) for p in {*context, target}}
+        cloud = decode_gaussians(members)
+        return {
+            "keys": frames.keys[row],
+            "seeds": int(draw) % 2**63,
+            "context_images": torch.stack([_chw(views[p]) for p in context]),
+            "context_labels": torch.stack([_labels(views[p]) for p in context]),
+            "target_images": _chw(views[target]),
+            "target_labels": _labels(views[target]),
+            "target_valid": torch.from_numpy(views[target].valid),
+            "viewmats": torch.from_numpy(views[target].camera.w2c.astype(np.float32)),
+            "Ks": torch.from_numpy(views[target].camera.K.astype(np.float32)),
+            "means": torch.from_numpy(cloud.means),
+            "quats": torch.from_numpy(cloud.quats),
+            "scales": torch.from_numpy(cloud.scales),
+            "opacities": torch.from_numpy(cloud.opacities),
+            "context_tokens": torch.from_numpy(decode_tokens(members)) if self.tokens else None,
+        }
+
+
+def collate(samples: list[dict]) -> Batch:
+    """Samples of `WindowRows` -> one `Batch`."""
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    listed = ("keys", "seeds", "means", "quats", "scales", "opacities")
+    stacked = {n: v if n in listed else None if v[0] is None else torch.stack(v) for n, v in columns.items()}
+    return Batch(**stacked)  # type: ignore[arg-type]
+
+
+class StepSampler:
+    """For each step the (row, draw) pairs of one rank."""
+
+    def __init__(self, rows: int, seed: int, batch: int, steps: range, rank: int, world: int) -> None:
+        if batch % world:
+            raise ConfigError(f"batch={batch} rows a step cannot be shared equally by {world} ranks; choose a multiple of {world}")
+        self.rows, self.seed, self.batch, self.steps, self.rank, self.world = rows, seed, batch, steps, rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            choice = step_rows(self.rows, self.seed, step, self.batch)
+            mine = slice(self.rank, None, self.world)
+            yield [(int(r), int(d)) for r, d in zip(choice.row[mine], choice.draw[mine], strict=True)]
+
+
+def open_rows(config: TrainConfig) -> WindowRows:
+    """The rows that `config` trains from. A missing column, or one that does not match the others, raises here."""
+    tokens = config.teacher.mode is TeacherMode.frozen
+    rows = WindowRows(config.dataset, config.supervision.gaussians, tokens, config.supervision.context_as_target)
+    if not len(rows):
+        raise ConfigError(f"{config.dataset}: the dataset has no rows")
+    return rows
+
+
+def step_batches(rows: WindowRows, config: TrainConfig, steps: range, rank: int, world: int) -> torch.utils.data.DataLoader:
+    """The batches of `steps` for one rank, in order, read ahead by worker processes (spawned, so that no client is forked)."""
+    sampler = StepSampler(len(rows), config.seed, config.batch, steps, rank, world)
+    workers = config.loader.workers
+    ahead: dict[str, Any] = (
+        {"prefetch_factor": config.loader.prefetch, "multiprocessing_context": multiprocessing.get_context("spawn")} if workers else {}
+    )
+    return torch.utils.data.DataLoader(
+        rows, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead
+    )
+
+
+def _chw(frame: Frame) -> torch.Tensor:
+    return torch.from_numpy(frame.image).permute(2, 0, 1).contiguous()
+
+
+def _labels(frame: Frame) -> torch.Tensor:
+    return torch.from_numpy(frame.labels.astype(np.int32))

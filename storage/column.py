@@ -91,7 +91,7 @@ class Column:
         """Writes shard `number`: the tar first, its commit record last. Returns the number of rows."""
         tar_bytes, members = shard.pack(rows)
         location.write_bytes(self.tar_url(number), tar_bytes)
-        columns = list(zip(*members, strict=True)) if members else [[] for _ in range(5)]
+        columns = list(zip(*members, strict=True)) if members else [()] * 5
         table = pa.table([pa.array([number] * len(members), pa.int32()), *columns], schema=_MEMBERS)
         metadata = {"tar_bytes": str(len(tar_bytes)), "tar_sha256": hashlib.sha256(tar_bytes).hexdigest()}
         location.write_bytes(self._record_url(number), _to_parquet(table.replace_schema_metadata(metadata)))
@@ -123,7 +123,9 @@ class Manifest:
         try:
             data = location.read_bytes(join(self.column.url, "manifest.parquet"))
         except NotFound as error:
-            raise NotFound(f"{self.column.url}: no finished column {name!r} here (manifest.parquet is absent); {_how_to_build(name)}") from error
+            raise NotFound(
+                f"{self.column.url}: no finished column {name!r} here (manifest.parquet is absent); {_how_to_build(name)}"
+            ) from error
         table = pq.read_table(io.BytesIO(data))
         self.made_by: dict[str, Any] = codec.decode_json(table.schema.metadata[b"made_by"])
         self.content_hash = hashlib.sha256(table.schema.metadata[b"tar_sha256"]).hexdigest()
@@ -160,7 +162,9 @@ def read_members(places: Sequence[tuple[str, shard.Member]]) -> list[bytes]:
     parts = location.read_ranges([url for url, _ in places], [m.offset for _, m in places], [m.size for _, m in places])
     for (url, member), data in zip(places, parts, strict=True):
         if zlib.crc32(data) != member.crc32:
-            raise StorageError(f"{url}: member {member.key}.{member.name} differs from its checksum; remove the shard and run its build again")
+            raise StorageError(
+                f"{url}: member {member.key}.{member.name} differs from its checksum; remove the shard and run its build again"
+            )
     return parts
 
 

@@ -1,7 +1,7 @@
 """The things that the house speaks of: a camera, a frame, a window of frames, a cloud of Gaussians.
 
-One convention everywhere: `c2w` is OpenCV camera-to-world (x right, y down, z forward) in metres of the scene's mesh frame; `K` is in pixels of
-the stored image, whose top-left pixel has its centre at (0.5, 0.5).
+One convention everywhere: `c2w` is OpenCV camera-to-world (x right, y down, z forward) in metres of the scene's mesh frame; `K` is in
+pixels of the stored image, whose top-left pixel has its centre at (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Camera:
 class Frame:
     """One view, ready to store.
 
-    image: [H,W,3] uint8 RGB. labels: [H,W] uint16 object ids, 0 where nothing is labelled. valid: [H,W] bool, False where the pixel is anonymised or
-    lies outside the source image. depth: [H,W] float32 metres along z, 0 where no surface was hit; None where it is not kept.
+    image: [H,W,3] uint8 RGB. labels: [H,W] uint16 object ids, 0 where nothing is labelled. valid: [H,W] bool, False where the pixel is
+    anonymised or lies outside the source image. depth: [H,W] float32 metres along z, 0 where no surface was hit; None where it is not kept.
     """
 
     name: str

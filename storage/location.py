@@ -1,8 +1,8 @@
 """Every place is a URL: a local path, `file://`, `s3://`, or anything else that fsspec knows. One small set of calls for all of them.
 
 Endpoint and credentials come from the environment, as every AWS tool reads them (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, ...); nothing here stores, prints or passes on a secret. Failures come back as `StorageError`, one line
-that names the URL and the remedy.
+`AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, ...); nothing here stores, prints or passes on a secret. Failures come back as `StorageError`, one
+line that names the URL and the remedy.
 
     write_bytes("s3://bucket/set/a.json", b"{}")
     read_bytes("s3://bucket/set/a.json")
@@ -44,7 +44,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):
         # A listing kept from before a write would hide a committed shard.
-        options = {"use_listings_cache": False, "skip_instance_cache": False}
+        options = {"use_listings_cache": False}
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -125,7 +125,9 @@ def read_ranges(urls: Sequence[str], offsets: Sequence[int], sizes: Sequence[int
                 with _explained(url):
                     raise part
             if len(part) != size:
-                raise StorageError(f"{url}: {len(part)} bytes came where {size} were asked for; the object is shorter than its manifest says")
+                raise StorageError(
+                    f"{url}: {len(part)} bytes came where {size} were asked for; the object is shorter than its manifest says"
+                )
         return parts
 
     return _read(urls[0], attempt)

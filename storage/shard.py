@@ -1,7 +1,7 @@
 """A shard is a plain WebDataset tar whose bytes depend on its content alone, and a table that says where each member lies.
 
-    tar_bytes, members = pack([("scene-DSC00001", {"00.jpg": b"...", "window.json": b"{}"})])
-    members[0]  # Member(key="scene-DSC00001", name="00.jpg", offset=512, size=3, crc32=...)
+tar_bytes, members = pack([("scene-DSC00001", {"00.jpg": b"...", "window.json": b"{}"})])
+members[0]  # Member(key="scene-DSC00001", name="00.jpg", offset=512, size=3, crc32=...)
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def pack(rows: Iterable[Row]) -> tuple[bytes, list[Member]]:
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for key, files in rows:
             if not key or "." in key or "/" in key:
-                raise ValueError(f"key {key!r}: WebDataset splits names at the first dot and groups by folder, so a key has neither '.' nor '/'")
+                raise ValueError(
+                    f"key {key!r}: WebDataset splits names at the first dot and groups by folder, so a key has neither '.' nor '/'"
+                )
             if key in seen:
                 raise ValueError(f"key {key!r} occurs twice in one shard")
             seen.add(key)

@@ -61,7 +61,7 @@ def test_a_row_holds_what_the_scene_shows(rooms: str, dataset: str) -> None:
     members = read_row(frames, 1)
     window = decode_window(members["window.json"])
     assert len(window.names) == 9
-    reader = SceneReader(rooms, window.scene, 168, 112)
+    reader = SceneReader(rooms, window.scene, 126, 84)
     entries = {entry.name: entry for entry in reader.index.frames}
     for place, name in enumerate(window.names):
         stored, seen = decode_frame(window, place, members), reader.frame(entries[name], with_depth=True)
@@ -73,7 +73,7 @@ def test_a_row_holds_what_the_scene_shows(rooms: str, dataset: str) -> None:
         if stored.depth is not None:
             np.testing.assert_allclose(stored.depth, seen.depth, atol=5.1e-4)
     cloud = decode_gaussians(read_row(gaussians, 1))
-    assert len(cloud) == 2 * 112 * 168
+    assert len(cloud) == 2 * 84 * 126
 
 
 def test_reprojection_is_below_half_a_pixel(rooms: str, dataset: str) -> None:
@@ -84,13 +84,13 @@ def test_reprojection_is_below_half_a_pixel(rooms: str, dataset: str) -> None:
         window = decode_window(members["window.json"])
         first, last = (decode_frame(window, place, members) for place in window.context)
         cloud = decode_gaussians({n: read_row(columns["gaussians"], row)[n] for n in GAUSSIAN_MEMBERS})
-        points = cloud.means[: 112 * 168][cloud.opacities[: 112 * 168] > 0]
+        points = cloud.means[: 84 * 126][cloud.opacities[: 84 * 126] > 0]
         own, _ = first.camera.project(points)
-        grid = np.stack(np.meshgrid(np.arange(168) + 0.5, np.arange(112) + 0.5), -1).reshape(-1, 2)[cloud.opacities[: 112 * 168] > 0]
+        grid = np.stack(np.meshgrid(np.arange(126) + 0.5, np.arange(84) + 0.5), -1).reshape(-1, 2)[cloud.opacities[: 84 * 126] > 0]
         assert np.abs(own - grid).max() < 0.01
 
         pixels, depth = last.camera.project(points)
-        inside = (depth > 0.05) & (pixels > 2).all(1) & (pixels < np.array([166, 110])).all(1)
+        inside = (depth > 0.05) & (pixels > 2).all(1) & (pixels < np.array([124, 82])).all(1)
         pixels, depth = pixels[inside], depth[inside]
         seen = last.depth[pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
         visible = np.abs(seen - depth) < 0.05
@@ -151,4 +151,4 @@ def test_a_wrong_root_and_another_configuration_are_refused(rooms: str, dataset:
     assert "nvs_sem_train.txt: no such split" in wrong.stderr
     other = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={dataset}", *BUILD, "width=224", check=False)
     assert (other.returncode, len(other.stderr.splitlines())) == (1, 1)
-    assert "config.width: there 168, here 224" in other.stderr
+    assert "config.width: there 126, here 224" in other.stderr

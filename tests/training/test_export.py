@@ -40,7 +40,7 @@ def network_of(trained: tuple[str, TrainConfig], height: int, width: int) -> tor
     return network.backbone
 
 
-@pytest.mark.parametrize("size", [(112, 168), (PRETRAINED_SIZE, PRETRAINED_SIZE)])
+@pytest.mark.parametrize("size", [(84, 126), (PRETRAINED_SIZE, PRETRAINED_SIZE)])
 def test_timm_loads_it_strictly_and_gives_the_trained_tokens(trained: tuple[str, TrainConfig], tmp_path: Path, size: tuple[int, int]) -> None:
     run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "network=student"]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dinov2_small_snd.json", "dinov2_small_snd.pth"]

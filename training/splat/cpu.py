@@ -1,0 +1,91 @@
+"""Driving the CPU kernels: a view is projected and binned, then rendered a row of tiles at a time, on as many threads as torch may use.
+
+They are plain Python threads over kernels that release the GIL: safe to fork, and to call concurrently. Every tile is composited by one
+thread in a fixed order, so the result does not depend on their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from training.splat.kernels import SPLAT, TILE, bin_to_tiles, project, render_tiles
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Geometry(NamedTuple):
+    """Checked, contiguous float64 arrays: N Gaussians and V cameras, as `rasterize` takes them."""
+
+    means: np.ndarray  # [N,3]
+    covars: np.ndarray  # [N,3,3]
+    opacities: np.ndarray  # [N]
+    viewmats: np.ndarray  # [V,4,4]
+    Ks: np.ndarray  # [V,3,3]
+    width: int
+    height: int
+    near_plane: float
+    far_plane: float
+    eps2d: float
+    antialiased: bool
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles in x and in y."""
+        return -(-self.width // TILE), -(-self.height // TILE)
+
+
+class TiledView(NamedTuple):
+    """What one camera sees, nearest first, and which tiles it touches."""
+
+    splats: np.ndarray  # [M] of SPLAT
+    ids: np.ndarray  # [M] int32: the Gaussian that each splat is
+    offsets: np.ndarray  # [tiles+1] int64: tile t lists the splats lists[offsets[t]:offsets[t+1]]
+    lists: np.ndarray  # int32
+
+
+def tile_view(geometry: Geometry, view: int) -> TiledView:
+    """Projects, sorts by depth and bins to tiles."""
+    g, n = geometry, len(geometry.means)
+    splats, ids = np.empty(n, SPLAT), np.empty(n, np.int32)
+    camera = g.viewmats[view], g.Ks[view], g.width, g.height
+    count = project(g.means, g.covars, g.opacities, *camera, g.near_plane, g.far_plane, g.eps2d, g.antialiased, splats, ids)
+    # Nearest first, by float32 depth. Depths are positive, so their bits sort as they do; the index below them breaks ties.
+    keys = splats["depth"][:count].astype(np.float32).view(np.uint32).astype(np.uint64) << np.uint64(32)
+    order = (np.sort(keys | np.arange(count, dtype=np.uint64)) & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    splats, ids = np.take(splats, order), np.take(ids, order)
+    return TiledView(splats, ids, *bin_to_tiles(splats, *g.tiles))
+
+
+def on_threads(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """`task` of every item, on as many threads as torch is set to use. An error in any of them is raised here."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [task(item) for item in items]
+    # A pool per call: one that outlived a fork would have lost its threads.
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(task, items))
+
+
+def rasterize_cpu(geometry: Geometry, colors: np.ndarray, backgrounds: np.ndarray, alpha_clamp: float) -> tuple[np.ndarray, np.ndarray]:
+    """`rasterize` on checked, contiguous arrays: colors [N,C] and backgrounds [V,C] are both float32 or both float64, as is the result."""
+    views, width, height = len(geometry.viewmats), geometry.width, geometry.height
+    tiles_x, tiles_y = geometry.tiles
+    features = np.empty((views, height * width, colors.shape[1]), colors.dtype)
+    alpha = np.empty((views, height * width), colors.dtype)
+    tiled = on_threads(lambda view: tile_view(geometry, view), range(views))
+
+    def render_row_of_tiles(at: int) -> None:
+        view, row = divmod(at, tiles_y)
+        splats, ids, offsets, lists = tiled[view]
+        first, last = row * tiles_x, (row + 1) * tiles_x
+        target = features[view], alpha[view]
+        render_tiles(first, last, width, height, splats, ids, offsets, lists, alpha_clamp, colors, backgrounds[view], *target)
+
+    on_threads(render_row_of_tiles, range(views * tiles_y))
+    return features.reshape(views, height, width, -1), alpha.reshape(views, height, width, 1)

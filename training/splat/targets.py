@@ -1,0 +1,180 @@
+"""From a splatted feature image to the student's targets: blend within masks, down-sample to tokens, find the holes.
+
+Images of features are channel-last here, [...,H,W,C], as `rasterize` returns them. Blending, down-sampling and compositing are linear in
+the features, and none of them divides by the accumulated alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.splat.lift import TokenLift
+from training.splat.rasterize import rasterize
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """What the splat says about a target view, per token."""
+
+    features: Tensor  # [h,w,C]
+    alpha: Tensor  # [h,w] accumulated alpha, sampled where the features are
+
+
+def blend_with_mask(features: Tensor, masks: Tensor, alpha: float = 0.5) -> Tensor:
+    """alpha * features + (1 - alpha) * their mean over the pixels with the same label in the same image.
+
+    features: [...,H,W,C] float. masks: [...,Hm,Wm] integer labels with the same leading sizes; another resolution is resized to (H,W) by
+    nearest (top-left) neighbour. Every value is a label, 0 too; pixels that nothing was splatted to count in the means.
+    alpha = 1 returns the features themselves.
+    Source: Splat and Distill, mask-aware blending.
+    """
+    if masks.shape[:-2] != features.shape[:-3] or masks.ndim != features.ndim - 1 or masks.ndim < 2:
+        shapes = f"masks {tuple(masks.shape)}, features {tuple(features.shape)}"
+        raise ValueError(f"masks: shapes do not fit: {shapes}; expected [...,Hm,Wm] and [...,H,W,C]")
+    if masks.is_floating_point() or masks.dtype == torch.bool:
+        raise ValueError(f"masks: dtype {masks.dtype}, expected integer labels")
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha: {alpha}, expected a number in [0,1]")
+    if alpha == 1.0:
+        return features
+    height, width, channels = features.shape[-3:]
+    labels_bhw = resize_nearest(masks, (height, width)).reshape(-1, height, width)
+    means_mc, region = _region_means(features.reshape(-1, channels), labels_bhw)
+    blended = torch.nn.functional.embedding(region, means_mc * (1.0 - alpha))
+    return blended.add_(features.reshape(-1, channels), alpha=alpha).view(features.shape)
+
+
+def resize_nearest(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """[...,H,W] -> [...,h,w]: the pixel (floor(i*H/h), floor(j*W/w)), the top-left one of each cell."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    rows, columns = (torch.arange(n, device=image.device) * full // n for n, full in zip(size, image.shape[-2:], strict=True))
+    return image[..., rows[:, None], columns]
+
+
+def downsample(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[...,H,W,C] -> [...,h,w,C], bilinear without antialias: a token reads the 2x2 pixels round its patch's centre."""
+    if features.ndim < 3:
+        raise ValueError(f"features: shape {tuple(features.shape)}, expected [...,H,W,C]")
+    channels_first = features.reshape(-1, *features.shape[-3:]).movedim(-1, 1)
+    tokens = torch.nn.functional.interpolate(channels_first, size=tuple(grid), mode="bilinear", align_corners=False)
+    return tokens.movedim(1, -1).reshape(*features.shape[:-3], *grid, features.shape[-1])
+
+
+def holes_by_alpha(alpha_tokens: Tensor, threshold: float = 0.5) -> Tensor:
+    """Tokens [...,h,w] on which too little was splatted: accumulated alpha, sampled as `downsample` does, at or below `threshold`."""
+    return alpha_tokens <= threshold
+
+
+def holes_by_colour(colour: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The published rule: a token [...,h,w] is a hole where the colour [...,H,W,3] splatted to its patch's top-left pixel is black."""
+    return resize_nearest((colour == 0).all(dim=-1), grid)
+
+
+@torch.no_grad()
+def render_token_targets(
+    means: Tensor,
+    *,
+    covars: Tensor | None = None,
+    quats: Tensor | None = None,
+    scales: Tensor | None = None,
+    opacities: Tensor,
+    tokens: Tensor,
+    context_masks: Tensor,
+    target_mask: Tensor,
+    viewmat: Tensor,
+    K: Tensor,
+    blend: float = 0.5,
+    grid: tuple[int, int] | None = None,
+    no_neighbour: str = "zero",
+    upsample_grid: str = "align_corners",
+    near_plane: float = 0.2,
+    rasterize_mode: str = "classic",
+    alpha_clamp: float = 0.999,
+    reference_compat: bool = False,
+) -> TokenTargets:
+    """Lift, splat, blend and down-sample at full resolution: the teacher's context tokens as the target view should see them.
+
+    Args:
+        means, covars or (quats, scales), opacities: V*H*W pixel-aligned Gaussians in the order view, row, column; see `rasterize`.
+        tokens: [V,h,w,C] teacher features of the context views (V = 2 in the paper); splatted in the dtype of `means`.
+        context_masks: [V,H,W] integer labels. target_mask: [Ht,Wt] integer labels, at the resolution to render.
+        viewmat: [4,4] world-to-camera and K: [3,3] pixels of the target view, for the size of `target_mask`.
+        blend: weight of the splatted feature against its mask's mean; 1 means no blending.
+        grid: (h,w) of the targets; that of the tokens by default.
+        no_neighbour, upsample_grid: see `TokenLift.from_masks`. The rest: see `rasterize`.
+
+    Not normalised by alpha: where alpha < 1, targets shrink. Runs under `no_grad`. Source: Splat and Distill, supervision of the student.
+    """
+    if tokens.ndim != 4 or context_masks.ndim != 3 or len(tokens) != len(context_masks):
+        shapes = f"{tuple(tokens.shape)} and {tuple(context_masks.shape)}"
+        raise ValueError(f"tokens, context_masks: shapes {shapes}, expected [V,h,w,C] and [V,H,W]")
+    if target_mask.ndim != 2:
+        raise ValueError(f"target_mask: shape {tuple(target_mask.shape)}, expected [H,W]")
+    if not 0.0 <= blend <= 1.0:
+        raise ValueError(f"blend: {blend}, expected a number in [0,1]")
+    if len(means) != context_masks.numel():
+        raise ValueError(f"means: {len(means)} Gaussians for {context_masks.numel()} pixels of context_masks; expected one each")
+    token_grid = (tokens.shape[1], tokens.shape[2])
+    height, width = target_mask.shape
+    lift = TokenLift.from_masks(context_masks, token_grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
+    features_vhwc, alpha_vhw1 = rasterize(
+        means,
+        covars=covars,
+        quats=quats,
+        scales=scales,
+        opacities=opacities,
+        colors=lift.apply(tokens.flatten(0, 2).to(means.dtype)),
+        viewmats=viewmat[None],
+        Ks=K[None],
+        width=width,
+        height=height,
+        near_plane=near_plane,
+        rasterize_mode=rasterize_mode,
+        alpha_clamp=alpha_clamp,
+        reference_compat=reference_compat,
+    )
+    blended = blend_with_mask(features_vhwc[0], target_mask, blend)
+    grid = grid or token_grid
+    return TokenTargets(downsample(blended, grid), downsample(alpha_vhw1[0], grid)[..., 0])
+
+
+def reference_fov_K(K: Tensor, width: int, height: int) -> Tensor:  # noqa: N802
+    """The intrinsics [...,3,3] that the published code really renders with, for parity runs only; `K` in pixels of a width x height image.
+
+    It keeps the angles between the rays through the middles of opposite image edges, and moves the principal point to the image's centre.
+    """
+    size = torch.tensor([width, height], dtype=K.dtype, device=K.device)
+    edge_low = K.new_tensor([[0.0, height / 2, 1.0], [width / 2, 0.0, 1.0]])
+    edge_high = K.new_tensor([[width, height / 2, 1.0], [width / 2, height, 1.0]])
+    inverse = torch.linalg.inv(K)
+    low, high = (torch.nn.functional.normalize(edge @ inverse.mT, dim=-1) for edge in (edge_low, edge_high))
+    half_angle = torch.acos((low * high).sum(dim=-1)) / 2
+    centred = torch.zeros_like(K)
+    centred[..., [0, 1], [0, 1]] = size / (2 * torch.tan(half_angle))
+    centred[..., :2, 2] = size / 2
+    centred[..., 2, 2] = 1
+    return centred
+
+
+def _region_means(features_pc: Tensor, labels_bhw: Tensor) -> tuple[Tensor, Tensor]:
+    """Means [M,C] over the regions (one per image and label), and each pixel's region [P]."""
+    images, height, _ = labels_bhw.shape
+    labels, label_bhw = torch.unique(labels_bhw.long(), return_inverse=True)
+    row = torch.arange(images * height, device=labels_bhw.device).view(images, height, 1)
+    # Within rows first, then over rows: two sums of some hundred terms, where one over a wall's 1e5 pixels would lose digits in float32.
+    pieces, piece_of_pixel = torch.unique((row * len(labels) + label_bhw).flatten(), return_inverse=True)
+    regions, region_of_piece = torch.unique(pieces // (height * len(labels)) * len(labels) + pieces % len(labels), return_inverse=True)
+    region_of_pixel = region_of_piece[piece_of_pixel]
+    sums = _segment_sums(_segment_sums(features_pc, piece_of_pixel, len(pieces)), region_of_piece, len(regions))
+    return sums / torch.bincount(region_of_pixel, minlength=len(regions))[:, None], region_of_pixel
+
+
+def _segment_sums(rows_nc: Tensor, segment_n: Tensor, segments: int) -> Tensor:
+    """Sums [segments,C] of the rows of each segment, none of which is empty."""
+    offsets = torch.bincount(segment_n, minlength=segments).cumsum(0).roll(1)
+    offsets[0] = 0
+    return torch.nn.functional.embedding_bag(segment_n.argsort(stable=True), rows_nc, offsets, mode="sum")

@@ -32,7 +32,9 @@ def load(name: str, schema: type[Config], overrides: Sequence[str]) -> Config:
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     try:
         with initialize_config_dir(str(_HERE), version_base="1.3"):
-            composed = compose(name, overrides=list(overrides))
+            asked = compose(name, overrides=list(overrides))
+        # `+key=value` gets past the composed schema; a fresh one refuses what it does not know.
+        composed = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(asked))
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ConfigError(f"no value for {', '.join(missing)}: give {missing[0]}=...")

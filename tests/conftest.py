@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported, and for every process that a test starts: OpenMP's threads wait by spinning, so on a shared machine two of them are slower
-# than one.
+# Before torch is imported, and for every process that a test starts: OpenMP's threads wait by spinning, so on a shared machine two of
+# them are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
-from tests.servers import seaweedfs  # noqa: E402
+from tests.servers import seaweedfs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipeline.rooms import room_specs, write_root, write_room
+from pipeline.rooms import room_specs, write_room, write_root
 from pipeline.scannetpp import SceneReader
 from storage import codec, location
 from storage.column import Manifest, open_columns, read_members

@@ -1,5 +1,7 @@
 """Windows: by file number and pose, never across a hole, and a scene without any ends."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_every_window_spans_exactly_the_gap(numbers: list[int], gap: int, stride
         inside = [n for n in numbers if start <= n <= start + gap]
         assert window.names == tuple(f"DSC{n:05d}.JPG" for n in inside)
         assert inside[-1] == start + gap
-    assert all(b - a >= stride for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a >= stride for a, b in itertools.pairwise(starts))
     possible = [n for n in numbers if n + gap in numbers]
     assert bool(windows) == bool(possible)
     assert all(any(start <= n < start + stride for start in starts) for n in possible)

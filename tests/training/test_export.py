@@ -41,7 +41,9 @@ def network_of(trained: tuple[str, TrainConfig], height: int, width: int) -> tor
 
 
 @pytest.mark.parametrize("size", [(84, 126), (PRETRAINED_SIZE, PRETRAINED_SIZE)])
-def test_timm_loads_it_strictly_and_gives_the_trained_tokens(trained: tuple[str, TrainConfig], tmp_path: Path, size: tuple[int, int]) -> None:
+def test_timm_loads_it_strictly_and_gives_the_trained_tokens(
+    trained: tuple[str, TrainConfig], tmp_path: Path, size: tuple[int, int]
+) -> None:
     run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "network=student"]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dinov2_small_snd.json", "dinov2_small_snd.pth"]
     exported = torch.load(tmp_path / "dinov2_small_snd.pth", weights_only=True)
@@ -72,7 +74,7 @@ def test_both_variants_are_named_as_the_model_card_names_them(dataset: str) -> N
 def test_what_is_not_there_is_named(trained: tuple[str, TrainConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"step=3: .* has checkpoints of steps 2, 4"):
         run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "step=3"]))
-    with pytest.raises(NotFound, match="no checkpoint of training/train.py here"):
+    with pytest.raises(NotFound, match=r"no checkpoint of training/train\.py here"):
         run(load("export", ExportConfig, [f"run={tmp_path}/none", f"output={tmp_path}"]))
     assert not list(tmp_path.iterdir())
 

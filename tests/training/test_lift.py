@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,18 @@ def _seed() -> None:
 
 
 def positions(pixels: int, tokens: int, upsample_grid: str) -> np.ndarray:
-    """Where each pixel lies between the tokens, in float32 as the published code has it: a whole number may come out a hair beside it."""
+    """Where each pixel lies between the tokens, rounded to float32; on the published grid by float32 steps, as published."""
     if upsample_grid == "align_corners":
         return torch.linspace(0, tokens - 1, pixels).numpy().astype(float)
-    return np.clip((np.arange(pixels, dtype=np.float32) + 0.5) * np.float32(tokens / pixels) - 0.5, 0, tokens - 1).astype(float)
+    exact = [Fraction((2 * i + 1) * tokens, 2 * pixels) - Fraction(1, 2) for i in range(pixels)]
+    return np.array([float(np.float32(min(max(float(p), 0.0), tokens - 1.0))) for p in exact])
 
 
 def centre(token: int, pixels: int, tokens: int, upsample_grid: str) -> int:
     """The pixel whose label is the token's."""
     if upsample_grid == "align_corners":
-        return round(token * (pixels - 1) / (tokens - 1)) if tokens > 1 else 0
-    return round((token + 0.5) * pixels / tokens - 0.5)
+        return round(Fraction(token * (pixels - 1), tokens - 1)) if tokens > 1 else 0
+    return round(Fraction((2 * token + 1) * pixels, 2 * tokens) - Fraction(1, 2))
 
 
 def twin_lift(masks: np.ndarray, grid: tuple[int, int], no_neighbour: str, upsample_grid: str) -> np.ndarray:

@@ -274,6 +274,23 @@ def test_more_contributions_than_the_first_room() -> None:
     np.testing.assert_allclose(alpha[0, ..., 0], twin.alpha, rtol=1e-10)
 
 
+def test_a_crowded_scene_equals_twin() -> None:
+    """Every pixel stops, tiles end early, and each contribution list is long."""
+    scene = dense_scene(3000, 3)
+    scene = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in scene.items()}
+    features, alpha = rasterize(**scene)
+    footprints = gaussian_covariances(scene["quats"], scene["scales"]).numpy()
+    for view in range(2):
+        camera = scene["viewmats"][view], scene["Ks"][view]
+        twin = composite_twin(
+            project_twin(scene["means"], footprints, scene["opacities"].numpy(), *camera, 83, 61), scene["colors"].numpy(), 83, 61
+        )
+        solid = ~twin.fragile
+        assert (twin.alpha > 0.999).mean() > 0.1
+        np.testing.assert_allclose(features[view].numpy()[solid], twin.features[solid], atol=1e-9)
+        np.testing.assert_allclose(alpha[view, ..., 0].numpy()[solid], twin.alpha[solid], atol=1e-9)
+
+
 @pytest.mark.parametrize("magnitude", [1e4, 1e8, 1e15, 1e25])
 def test_absurd_magnitudes_stay_finite(magnitude: float) -> None:
     """Centres and outlines far beyond what an integer can hold."""

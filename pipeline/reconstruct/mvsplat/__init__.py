@@ -1,0 +1,5 @@
+"""MVSplat, written anew and checkpoint-compatible: the frozen feed-forward reconstructor of Splat and Distill."""
+
+from pipeline.reconstruct.mvsplat.reconstructor import MVSplatReconstructor
+
+__all__ = ["MVSplatReconstructor"]

@@ -276,7 +276,8 @@ def test_more_contributions_than_the_first_room() -> None:
 
 def test_a_crowded_scene_equals_twin() -> None:
     """Every pixel stops, tiles end early, and each contribution list is long."""
-    scene = dense_scene(3000, 3)
+    scene = dense_scene(600, 3)
+    scene["scales"] = scene["scales"] * 5
     scene = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in scene.items()}
     features, alpha = rasterize(**scene)
     footprints = gaussian_covariances(scene["quats"], scene["scales"]).numpy()
@@ -286,7 +287,7 @@ def test_a_crowded_scene_equals_twin() -> None:
             project_twin(scene["means"], footprints, scene["opacities"].numpy(), *camera, 83, 61), scene["colors"].numpy(), 83, 61
         )
         solid = ~twin.fragile
-        assert (twin.alpha > 0.999).mean() > 0.1
+        assert (twin.alpha > 0.999).mean() > 0.8
         np.testing.assert_allclose(features[view].numpy()[solid], twin.features[solid], atol=1e-9)
         np.testing.assert_allclose(alpha[view, ..., 0].numpy()[solid], twin.alpha[solid], atol=1e-9)
 

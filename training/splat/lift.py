@@ -103,12 +103,13 @@ def _check(masks: Tensor, grid: tuple[int, int], no_neighbour: str, upsample_gri
 
 def _axis(pixels: int, tokens: int, upsample_grid: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One image axis: for each pixel the tokens on either side and the fraction of the way between; for each token its pixel."""
+    pixel, token = torch.arange(pixels, dtype=torch.float64), torch.arange(tokens, dtype=torch.float64)
     if upsample_grid == "align_corners":
-        position = torch.linspace(0, tokens - 1, pixels)
-        centre = torch.linspace(0, pixels - 1, tokens)
+        position = torch.linspace(0, tokens - 1, pixels)  # float32, as published: a whole number may come out a hair beside it
+        centre = token * (pixels - 1) / max(tokens - 1, 1)
     else:
-        position = ((torch.arange(pixels) + 0.5) * (tokens / pixels) - 0.5).clamp(0, tokens - 1)
-        centre = (torch.arange(tokens) + 0.5) * (pixels / tokens) - 0.5
+        position = ((2 * pixel + 1) * tokens / (2 * pixels) - 0.5).clamp(0, tokens - 1).float()
+        centre = (2 * token + 1) * pixels / (2 * tokens) - 0.5
     before = position.floor().long()
     after = (before + 1).clamp_max(tokens - 1)
     return before, after, position - before, centre.round().long()  # round: exact halves to even

@@ -16,8 +16,9 @@ from configs.schema import InspectConfig
 from storage import location
 from storage.column import Manifest, open_columns, read_members
 from storage.domain import Frame, Gaussians
+from storage.gaussians import MEMBERS, decode_gaussians
 from storage.location import join
-from storage.rows import GAUSSIAN_MEMBERS, decode_frame, decode_gaussians, decode_window
+from storage.rows import decode_frame, decode_window
 from training.pictures import label_colours, to_png
 from training.splat import rasterize
 
@@ -29,7 +30,7 @@ def run(config: InspectConfig) -> None:
     chosen = sorted({int(i) for i in np.linspace(0, count - 1, min(config.rows, count)).round()})
     windows = [_read_window(columns["frames"], row) for row in chosen]
     location.write_bytes(join(config.output, "windows.png"), to_png(contact_sheet([columns["frames"].keys[r] for r in chosen], windows)))
-    clouds = [_read_gaussians(columns[config.gaussians], row) for row in chosen]
+    clouds = [_read_gaussians(columns[config.gaussians], row, window) for row, window in zip(chosen, windows, strict=True)]
     figure, psnr = rendered_sheet([columns["frames"].keys[r] for r in chosen], windows, clouds)
     location.write_bytes(join(config.output, "rendered.png"), to_png(figure))
     print(f"{config.output}: windows.png, rendered.png; target views rendered from the context pair's Gaussians, "
@@ -88,9 +89,9 @@ def _read_window(frames: Manifest, row: int) -> list[Frame]:
     return [decode_frame(window, place, members) for place in range(len(window.names))]
 
 
-def _read_gaussians(gaussians: Manifest, row: int) -> Gaussians:
-    parts = read_members([gaussians.locate(row, name) for name in GAUSSIAN_MEMBERS])
-    return decode_gaussians(dict(zip(GAUSSIAN_MEMBERS, parts, strict=True)))
+def _read_gaussians(gaussians: Manifest, row: int, window: Sequence[Frame]) -> Gaussians:
+    parts = read_members([gaussians.locate(row, name) for name in MEMBERS])
+    return decode_gaussians(dict(zip(MEMBERS, parts, strict=True)), [window[0].camera, window[-1].camera])
 
 
 def _grid(rows: int, columns: Sequence[str], frame: Frame) -> tuple[Figure, np.ndarray]:

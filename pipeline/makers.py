@@ -15,7 +15,8 @@ from pipeline.windows import PlannedWindow
 from storage import codec
 from storage.column import Column
 from storage.domain import Frame, Gaussians
-from storage.rows import decode_frame, decode_window, encode_gaussians, encode_tokens, encode_window
+from storage.gaussians import encode_gaussians
+from storage.rows import decode_frame, decode_window, encode_tokens, encode_window
 from storage.shard import Row
 
 
@@ -76,11 +77,12 @@ class GaussiansMaker:
 
     def rows(self, number: int) -> Iterator[Row]:
         for key, pair in context_pairs(self.frames, number):
+            cameras = [view.camera for view in pair]
             try:
-                yield key, encode_gaussians(self.reconstructor.reconstruct(pair))
+                yield key, encode_gaussians(self.reconstructor.reconstruct(pair), cameras)
             except BadPair as error:
                 none = Gaussians(*(np.zeros((0, *width), np.float32) for width in ((3,), (4,), (3,), ())))
-                yield key, {**encode_gaussians(none), "skipped.json": codec.encode_json({"reason": str(error)})}
+                yield key, {**encode_gaussians(none, cameras), "skipped.json": codec.encode_json({"reason": str(error)})}
 
 
 def context_pairs(frames: Column, number: int) -> Iterable[tuple[str, tuple[Frame, Frame]]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from storage import codec
-from storage.domain import Camera, Frame, Gaussians
+from storage.domain import Camera, Frame
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,6 @@ def decode_frame(window: Window, place: int, members: Mapping[str, bytes]) -> Fr
         valid=np.ones((camera.height, camera.width), bool) if valid is None else codec.decode_valid(valid),
         depth=None if depth is None else codec.decode_depth(depth),
     )
-
-
-def encode_gaussians(gaussians: Gaussians) -> dict[str, bytes]:
-    """A row of a `gaussians` column. Means stay float32 (half precision costs 4 mm at 6 m), the rest is float16: 28 bytes a Gaussian."""
-    half = {name: getattr(gaussians, name).astype(np.float16) for name in ("quats", "scales", "opacities")}
-    return {f"{name}.npy": codec.encode_array(a) for name, a in {"means": gaussians.means.astype(np.float32), **half}.items()}
-
-
-GAUSSIAN_MEMBERS = ("means.npy", "quats.npy", "scales.npy", "opacities.npy")
-
-
-def decode_gaussians(members: Mapping[str, bytes]) -> Gaussians:
-    """The inverse of `encode_gaussians`, in float32, quaternions of unit length."""
-    arrays = {name[:-4]: codec.decode_array(members[name]).astype(np.float32) for name in GAUSSIAN_MEMBERS}
-    arrays["quats"] /= np.linalg.norm(arrays["quats"], axis=1, keepdims=True)
-    return Gaussians(**arrays)
 
 
 def encode_tokens(tokens_vhwc: np.ndarray) -> dict[str, bytes]:

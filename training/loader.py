@@ -18,7 +18,9 @@ from configs import ConfigError
 from configs.schema import TeacherMode, TrainConfig
 from storage.column import Manifest, open_columns, read_members
 from storage.domain import Frame
-from storage.rows import GAUSSIAN_MEMBERS, decode_frame, decode_gaussians, decode_tokens, decode_window, frame_members
+from storage.gaussians import MEMBERS as GAUSSIAN_MEMBERS
+from storage.gaussians import decode_gaussians
+from storage.rows import decode_frame, decode_tokens, decode_window, frame_members
 from training.order import choose, step_rows
 
 
@@ -100,7 +102,7 @@ class WindowRows(torch.utils.data.Dataset):
 
         window = decode_window(members["window.json"])
         views = {p: decode_frame(window, p, members) for p in {*context, target}}
-        cloud = decode_gaussians(members)
+        cloud = decode_gaussians(members, [window.cameras[place] for place in context])
         return {
             "keys": frames.keys[row],
             "seeds": int(draw) % 2**63,

@@ -13,7 +13,8 @@ from pipeline.rooms import room_specs, write_room, write_root
 from pipeline.scannetpp import SceneReader
 from storage import codec, location
 from storage.column import Manifest, open_columns, read_members
-from storage.rows import GAUSSIAN_MEMBERS, decode_frame, decode_gaussians, decode_window
+from storage.gaussians import decode_gaussians
+from storage.rows import decode_frame, decode_window
 from tests.conftest import BUILD, command
 
 
@@ -47,7 +48,7 @@ def test_columns_agree_and_plain_webdataset_reads_them(dataset: str) -> None:
     columns = open_columns(dataset, ["frames", "features", "gaussians"])
     keys = columns["frames"].keys
     assert len(keys) == len(set(keys)) >= 4
-    for name, member in (("frames", "00.jpg"), ("features", "tokens.npy"), ("gaussians", "means.npy")):
+    for name, member in (("frames", "00.jpg"), ("features", "tokens.npy"), ("gaussians", "gaussians.bin")):
         tars = sorted(str(p) for p in Path(dataset, name).glob("*.tar"))
         samples = list(webdataset.WebDataset(tars, shardshuffle=False))
         assert [s["__key__"] for s in samples] == keys
@@ -72,7 +73,7 @@ def test_a_row_holds_what_the_scene_shows(rooms: str, dataset: str) -> None:
         assert (stored.depth is not None) == (place in window.context)
         if stored.depth is not None:
             np.testing.assert_allclose(stored.depth, seen.depth, atol=5.1e-4)
-    cloud = decode_gaussians(read_row(gaussians, 1))
+    cloud = decode_gaussians(read_row(gaussians, 1), [window.cameras[place] for place in window.context])
     assert len(cloud) == 2 * 84 * 126
 
 
@@ -83,7 +84,7 @@ def test_reprojection_is_below_half_a_pixel(rooms: str, dataset: str) -> None:
         members = read_row(columns["frames"], row)
         window = decode_window(members["window.json"])
         first, last = (decode_frame(window, place, members) for place in window.context)
-        cloud = decode_gaussians({n: read_row(columns["gaussians"], row)[n] for n in GAUSSIAN_MEMBERS})
+        cloud = decode_gaussians(read_row(columns["gaussians"], row), [first.camera, last.camera])
         points = cloud.means[: 84 * 126][cloud.opacities[: 84 * 126] > 0]
         own, _ = first.camera.project(points)
         grid = np.stack(np.meshgrid(np.arange(126) + 0.5, np.arange(84) + 0.5), -1).reshape(-1, 2)[cloud.opacities[: 84 * 126] > 0]

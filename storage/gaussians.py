@@ -1,0 +1,167 @@
+"""A row of a `gaussians` column: one Gaussian per context pixel in 10 bytes, given the context cameras that its `frames` row holds.
+
+Each Gaussian sits on its pixel's ray, so its mean is a distance and an offset of at most half a pixel. Two members:
+
+    gaussians.json   format, count, and for each plane of numbers: rows stored (1 where all are equal) and its range
+    gaussians.bin    the planes one after the other, little-endian, Gaussians in the order view, row, column:
+                     distance  u16      along the ray from the camera, metres, logarithmic within its range
+                     offset    u8       from the pixel's centre in 16ths of a pixel: x in the low 4 bits, y in the high ones, both signed
+                     scales    3 x u8   standard deviations over (distance x mean of 1/fx, 1/fy), logarithmic within their range
+                     rotation  3 x u8   unit quaternion: the largest component's index (2 bits), the other three (7 bits each)
+                     opacity   u8       255ths
+
+What it costs in accuracy is measured by tests/storage/test_gaussians.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from storage import codec
+from storage.domain import Camera, Gaussians
+
+FORMAT = "pixel-aligned-1"
+MEMBERS = ("gaussians.json", "gaussians.bin")
+
+_PLANES = {"distance": ("<u2", 1), "offset": ("u1", 1), "scales": ("u1", 3), "rotation": ("u1", 3), "opacity": ("u1", 1)}
+_STRAY = 0.5 + 1e-2  # pixels; beyond it a Gaussian is not its pixel's
+
+
+def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str, bytes]:
+    """The members of a row. `cameras` are the context views', whose pixels the Gaussians belong to; no Gaussian at all is a row too.
+
+    Raises ValueError where the Gaussians are not one per pixel, or one that is not transparent lies off its pixel's ray.
+    """
+    if not len(gaussians):
+        return _members(0, {name: np.zeros((0, width), dtype) for name, (dtype, width) in _PLANES.items()}, {})
+    centres, pixels, unit = _pixels(cameras)
+    if len(gaussians) != len(pixels):
+        raise ValueError(f"{len(gaussians)} Gaussians for {len(pixels)} context pixels; this format holds one each")
+    distance, offset = _along_rays(gaussians.means.astype(np.float64), cameras, centres, pixels)
+    seen = gaussians.opacities > 0
+    stray = seen & ((np.abs(offset).max(axis=1) > _STRAY) | ~(distance > 0))
+    if stray.any():
+        raise ValueError(f"Gaussian {int(stray.argmax())} lies off its pixel's ray; this format holds pixel-aligned Gaussians")
+    distance, offset = np.where(seen, distance, 1.0), np.where(seen[:, None], offset, 0.0)
+    footprint = np.where(seen[:, None], gaussians.scales / (distance * unit)[:, None], 1.0)
+    ranges = {}
+    ranges["distance"], distance_plane = _logarithmic(distance, seen, 65535, "<u2")
+    ranges["scales"], scales_plane = _logarithmic(footprint, seen, 255, "u1")
+    sixteenths = np.clip(np.rint(offset * 16), -8, 7).astype(np.int8) & 15
+    planes = {
+        "distance": distance_plane[:, None],
+        "offset": (sixteenths[:, 0] | sixteenths[:, 1] << 4).astype(np.uint8)[:, None],
+        "scales": scales_plane,
+        "rotation": _pack_rotations(gaussians.quats),
+        "opacity": np.rint(np.clip(gaussians.opacities, 0, 1) * 255).astype(np.uint8)[:, None],
+    }
+    return _members(len(gaussians), planes, ranges)
+
+
+def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) -> Gaussians:
+    """The Gaussians of a row, in float32. Raises ValueError for another format, or for cameras of another size."""
+    header = codec.decode_json(members["gaussians.json"])
+    if header["format"] != FORMAT:
+        raise ValueError(f"gaussians of format {header['format']!r}, this code reads {FORMAT!r}; build the column again")
+    count = header["count"]
+    planes, start = {}, 0
+    for name, (dtype, width) in _PLANES.items():
+        rows = header["rows"][name]
+        plane = np.frombuffer(members["gaussians.bin"], dtype, rows * width, start).reshape(rows, width)
+        planes[name] = np.broadcast_to(plane, (count, width))
+        start += plane.nbytes
+    if not count:
+        return Gaussians(*(np.zeros((0, *width), np.float32) for width in ((3,), (4,), (3,), ())))
+    centres, pixels, unit = _pixels(cameras)
+    if count != len(pixels):
+        raise ValueError(f"{count} Gaussians stored, but the cameras have {len(pixels)} pixels")
+    distance = _exponential(planes["distance"][:, 0], header["ranges"]["distance"], 65535)
+    nibbles = np.stack([planes["offset"][:, 0] & 15, planes["offset"][:, 0] >> 4], axis=1).astype(np.int8)
+    offset = np.where(nibbles > 7, nibbles - 16, nibbles) / 16
+    scales = _exponential(planes["scales"], header["ranges"]["scales"], 255) * (distance * unit)[:, None]
+    return Gaussians(
+        means=(centres + _directions(pixels + offset, cameras) * distance[:, None]).astype(np.float32),
+        quats=_unpack_rotations(planes["rotation"]),
+        scales=scales.astype(np.float32),
+        opacities=(planes["opacity"][:, 0] / np.float32(255)).astype(np.float32),
+    )
+
+
+def _members(count: int, planes: Mapping[str, np.ndarray], ranges: Mapping[str, list[float]]) -> dict[str, bytes]:
+    stored = {name: plane[:1] if count and (plane == plane[0]).all() else plane for name, plane in planes.items()}
+    header = {"format": FORMAT, "count": count, "rows": {name: len(plane) for name, plane in stored.items()}, "ranges": dict(ranges)}
+    binary = b"".join(np.ascontiguousarray(stored[name], dtype).tobytes() for name, (dtype, _) in _PLANES.items())
+    return {"gaussians.json": codec.encode_json(header), "gaussians.bin": binary}
+
+
+def _pixels(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every pixel of every view: the camera's centre [N,3], the pixel's centre [N,2], and the mean of 1/fx and 1/fy [N]."""
+    centres, pixels, units = [], [], []
+    for camera in cameras:
+        x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
+        pixels.append(np.stack([x.ravel(), y.ravel()], axis=1))
+        centres.append(np.broadcast_to(camera.c2w[:3, 3], (x.size, 3)))
+        units.append(np.full(x.size, (1 / camera.K[0, 0] + 1 / camera.K[1, 1]) / 2))
+    return np.concatenate(centres), np.concatenate(pixels), np.concatenate(units)
+
+
+def _directions(pixels: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
+    """Unit world directions [N,3] through image points [N,2], views one after the other."""
+    directions, start = [], 0
+    for camera in cameras:
+        part = pixels[start : start + camera.width * camera.height]
+        start += len(part)
+        ray = np.concatenate([(part - camera.K[:2, 2]) / camera.K[[0, 1], [0, 1]], np.ones((len(part), 1))], axis=1)
+        directions.append(ray / np.linalg.norm(ray, axis=1, keepdims=True) @ camera.c2w[:3, :3].T)
+    return np.concatenate(directions)
+
+
+def _along_rays(means: np.ndarray, cameras: Sequence[Camera], centres: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances [N] from the cameras (negative behind them) and offsets [N,2] in pixels from the pixels' centres."""
+    offsets, signs, start = [], [], 0
+    for camera in cameras:
+        part = slice(start, start + camera.width * camera.height)
+        start = part.stop
+        with np.errstate(divide="ignore", invalid="ignore"):
+            projected, depth = camera.project(means[part])
+        offsets.append(np.nan_to_num(projected - pixels[part], nan=np.inf))
+        signs.append(np.where(depth > 0, 1.0, -1.0))
+    return np.linalg.norm(means - centres, axis=1) * np.concatenate(signs), np.concatenate(offsets)
+
+
+def _logarithmic(values: np.ndarray, seen: np.ndarray, levels: int, dtype: str) -> tuple[list[float], np.ndarray]:
+    """The range [low, high] of the seen values, and all values as levels between their logarithms; those out of range at its ends."""
+    if not (values > 0).all() or not np.isfinite(values).all():
+        raise ValueError("distances and scales must be positive and finite")
+    low, high = (float(edge(values[seen])) if seen.any() else 1.0 for edge in (np.min, np.max))
+    span = max(np.log(high / low), 1e-9)
+    return [low, high], np.rint(np.clip(np.log(values / low) / span, 0, 1) * levels).astype(dtype)
+
+
+def _exponential(levels_plane: np.ndarray, low_high: list[float], levels: int) -> np.ndarray:
+    low, high = low_high
+    return low * np.exp(levels_plane.astype(np.float64) / levels * max(np.log(high / low), 1e-9))
+
+
+def _pack_rotations(quats: np.ndarray) -> np.ndarray:
+    """Unit quaternions [N,4] -> [N,3] u8: the largest component, made positive, is left out; the others lie within +-sqrt(1/2)."""
+    unit = quats / np.linalg.norm(quats, axis=1, keepdims=True)
+    largest = np.abs(unit).argmax(axis=1)
+    unit = unit * np.sign(np.take_along_axis(unit, largest[:, None], axis=1))
+    others = unit[np.arange(4) != largest[:, None]].reshape(-1, 3)
+    levels = np.rint(others * (63 * np.sqrt(2))).astype(np.int64) + 63  # 0..126, 63 is exactly 0
+    word = largest | levels[:, 0] << 2 | levels[:, 1] << 9 | levels[:, 2] << 16
+    return np.stack([word & 255, word >> 8 & 255, word >> 16], axis=1).astype(np.uint8)
+
+
+def _unpack_rotations(packed: np.ndarray) -> np.ndarray:
+    byte = packed.astype(np.int64)
+    word = byte[:, 0] | byte[:, 1] << 8 | byte[:, 2] << 16
+    others = (np.stack([word >> shift & 127 for shift in (2, 9, 16)], axis=1) - 63) / (63 * np.sqrt(2))
+    quats = np.empty((len(word), 4))
+    left_out = np.arange(4) == (word & 3)[:, None]
+    quats[~left_out] = others.ravel()
+    quats[left_out] = np.sqrt(np.maximum(0, 1 - (others**2).sum(axis=1)))
+    return (quats / np.linalg.norm(quats, axis=1, keepdims=True)).astype(np.float32)

@@ -169,7 +169,7 @@ def read_members(places: Sequence[tuple[str, shard.Member]]) -> list[bytes]:
 
 
 def open_columns(root: str, names: Sequence[str]) -> dict[str, Manifest]:
-    """The manifests of several columns, which must list the same keys in the same order."""
+    """The manifests of several columns, which must list the same keys in the same order, each derived from the others as they are now."""
     manifests = {name: Manifest(root, name) for name in names}
     first = manifests[names[0]]
     for name in names[1:]:
@@ -180,6 +180,10 @@ def open_columns(root: str, names: Sequence[str]) -> dict[str, Manifest]:
                 f"{root}: columns {names[0]!r} ({len(first)} rows) and {name!r} ({len(other)} rows) differ from row {n} on; "
                 f"build {name!r} again from the present {names[0]!r}"
             )
+    for name, manifest in manifests.items():
+        for source, content in manifest.made_by.get("from", {}).items():
+            if source in manifests and manifests[source].content_hash != content:
+                raise StorageError(f"{root}: column {name!r} was made from another {source!r} than is there now; build it again")
     return manifests
 
 

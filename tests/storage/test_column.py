@@ -102,6 +102,19 @@ def test_columns_must_list_the_same_keys_in_the_same_order(tmp_path) -> None:
         open_columns(root, ["frames", "operators"])
 
 
+def test_a_column_derived_from_something_else_is_refused(tmp_path) -> None:
+    root = str(tmp_path)
+    build(root, "frames", 1)
+    for name, source in (("good", Manifest(root, "frames").content_hash), ("stale", "0" * 64)):
+        derived = Column(root, name)
+        derived.declare({"from": {"frames": source}})
+        derived.commit(0, rows(0))
+        derived.write_manifest(1)
+    open_columns(root, ["frames", "good"])
+    with pytest.raises(StorageError, match=r"column 'stale' was made from another 'frames' than is there now"):
+        open_columns(root, ["frames", "stale"])
+
+
 def test_a_flipped_byte_is_noticed(tmp_path) -> None:
     column = build(str(tmp_path), "frames", 1)
     manifest = Manifest(str(tmp_path), "frames")

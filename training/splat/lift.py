@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +26,17 @@ class TokenLift:
 
     indices: Tensor
     weights: Tensor
-    tokens: int
+    grid: tuple[int, int, int]  # (V,h,w) of the tokens
+    options: Mapping[str, str] = field(default_factory=dict)  # the rule that the matrix follows
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The matrix by rows: offsets [V*H*W+1] int64; token [nnz] int32 and weight [nnz] float32 of each entry, on the CPU."""
+        offsets = np.arange(0, self.indices.numel() + 1, self.indices.shape[1])
+        return offsets, self.indices.flatten().cpu().numpy(), self.weights.flatten().cpu().numpy()
 
     @classmethod
     def from_masks(
@@ -72,7 +85,8 @@ class TokenLift:
             view, y, x, node = view[found], y[found], x[found], node[found]
             indices[view, y, x] = (node + view * (grid[0] * grid[1])).to(torch.int32)[:, None]
             weights[view, y, x] = torch.tensor([1.0, 0.0, 0.0, 0.0], device=masks.device)
-        return cls(indices.flatten(0, 2), weights.flatten(0, 2), views * grid[0] * grid[1])
+        options = {"lift": "masks", "no_neighbour": no_neighbour, "upsample_grid": upsample_grid}
+        return cls(indices.flatten(0, 2), weights.flatten(0, 2), (views, *grid), options)
 
     def apply(self, tokens: Tensor) -> Tensor:
         """Lifts tokens [V*h*w,C] to features [V*H*W,C], of the tokens' dtype (the sums are float32 or wider)."""
@@ -85,7 +99,7 @@ class TokenLift:
         return lifted.to(tokens.dtype)
 
     def to(self, device: torch.device | str) -> TokenLift:
-        return TokenLift(self.indices.to(device), self.weights.to(device), self.tokens)
+        return replace(self, indices=self.indices.to(device), weights=self.weights.to(device))
 
 
 def _check(masks: Tensor, grid: tuple[int, int], no_neighbour: str, upsample_grid: str) -> None:

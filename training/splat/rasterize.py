@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from training.splat.cpu import Geometry
 
 _PSD_TOLERANCE = 1e-5  # of the covariance's trace: what rounding in float32 may leave
 
@@ -58,16 +62,10 @@ def rasterize(
     Raises ValueError, naming the argument, for wrong shapes, counts, dtypes or devices, for non-finite geometry, for indefinite
     covariances and for cameras that are no pinhole.
     """
-    if (covars is None) == (quats is None or scales is None) or (quats is None) != (scales is None):
-        raise ValueError("covars: give either covars or both of quats and scales")
-    tensors: dict[str, tuple[Tensor | None, tuple[str | int, ...]]] = {
-        "means": (means, ("N", 3)), "covars": (covars, ("N", 3, 3)), "quats": (quats, ("N", 4)), "scales": (scales, ("N", 3)),
-        "opacities": (opacities, ("N",)), "colors": (colors, ("N", "C")), "viewmats": (viewmats, ("V", 4, 4)), "Ks": (Ks, ("V", 3, 3)),
-        "backgrounds": (backgrounds, ("V", "C")),
-    }  # fmt: skip
-    _check_layout({name: (tensor, shape) for name, (tensor, shape) in tensors.items() if tensor is not None})
-    _check_options(width, height, near_plane, far_plane, eps2d, rasterize_mode, alpha_clamp)
-    _check_values(means, covars, quats, scales, opacities, viewmats, Ks, backgrounds)
+    check_inputs(
+        means, covars, quats, scales, opacities, viewmats, Ks, width, height, near_plane, far_plane, eps2d, rasterize_mode, alpha_clamp,
+        colors=colors, backgrounds=backgrounds,
+    )  # fmt: skip
     views, channels = len(viewmats), colors.shape[1]
     if len(means) == 0:
         features = colors.new_zeros(views, height, width, channels)
@@ -87,9 +85,67 @@ def rasterize(
             rasterize_mode, alpha_clamp,
         )  # fmt: skip
 
-    from training.splat.cpu import Geometry, rasterize_cpu
+    from training.splat.cpu import rasterize_cpu
 
-    geometry = Geometry(
+    geometry = cpu_geometry(
+        means, covars, quats, scales, opacities, viewmats, Ks, width, height, near_plane, far_plane, eps2d, rasterize_mode
+    )  # fmt: skip
+    backgrounds = colors.new_zeros(views, channels) if backgrounds is None else backgrounds
+    rendered = rasterize_cpu(geometry, colors.detach().contiguous().numpy(), backgrounds.detach().contiguous().numpy(), alpha_clamp)
+    return torch.from_numpy(rendered[0]), torch.from_numpy(rendered[1])
+
+
+def check_inputs(
+    means: Tensor,
+    covars: Tensor | None,
+    quats: Tensor | None,
+    scales: Tensor | None,
+    opacities: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float,
+    far_plane: float,
+    eps2d: float,
+    rasterize_mode: str,
+    alpha_clamp: float,
+    *,
+    colors: Tensor | None = None,
+    backgrounds: Tensor | None = None,
+) -> None:
+    """Refuses what `rasterize` says it refuses."""
+    if (covars is None) == (quats is None or scales is None) or (quats is None) != (scales is None):
+        raise ValueError("covars: give either covars or both of quats and scales")
+    tensors: dict[str, tuple[Tensor | None, tuple[str | int, ...]]] = {
+        "means": (means, ("N", 3)), "covars": (covars, ("N", 3, 3)), "quats": (quats, ("N", 4)), "scales": (scales, ("N", 3)),
+        "opacities": (opacities, ("N",)), "colors": (colors, ("N", "C")), "viewmats": (viewmats, ("V", 4, 4)), "Ks": (Ks, ("V", 3, 3)),
+        "backgrounds": (backgrounds, ("V", "C")),
+    }  # fmt: skip
+    _check_layout({name: (tensor, shape) for name, (tensor, shape) in tensors.items() if tensor is not None})
+    _check_options(width, height, near_plane, far_plane, eps2d, rasterize_mode, alpha_clamp)
+    _check_values(means, covars, quats, scales, opacities, viewmats, Ks, backgrounds)
+
+
+def cpu_geometry(
+    means: Tensor,
+    covars: Tensor | None,
+    quats: Tensor | None,
+    scales: Tensor | None,
+    opacities: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float,
+    far_plane: float,
+    eps2d: float,
+    rasterize_mode: str,
+) -> Geometry:
+    """Checked CPU tensors, as the kernels take them."""
+    from training.splat.cpu import Geometry
+
+    return Geometry(
         means=_array_f64(means),
         covars=_array_f64(_covariances_f64(covars, quats, scales)),
         opacities=_array_f64(opacities),
@@ -102,9 +158,6 @@ def rasterize(
         eps2d=eps2d,
         antialiased=rasterize_mode == "antialiased",
     )
-    backgrounds = colors.new_zeros(views, channels) if backgrounds is None else backgrounds
-    rendered = rasterize_cpu(geometry, colors.detach().contiguous().numpy(), backgrounds.detach().contiguous().numpy(), alpha_clamp)
-    return torch.from_numpy(rendered[0]), torch.from_numpy(rendered[1])
 
 
 def gaussian_covariances(quats: Tensor, scales: Tensor) -> Tensor:

@@ -62,9 +62,18 @@ class BuildShardsConfig:
 
 
 @dataclass
+class OperatorsConfig:
+    targets: str = MISSING
+    column: str = MISSING
+    values: str = MISSING
+
+
+@dataclass
 class CacheGaussiansConfig:
     dataset: str = MISSING
     column: str = MISSING
+    keep_gaussians: bool = MISSING
+    operators: OperatorsConfig = MISSING
     reconstructor: dict[str, Any] = MISSING
     ray: RayConfig = MISSING
 
@@ -99,9 +108,17 @@ class HeadConfig:
     teacher_temperature: float = MISSING
 
 
+class SupervisionMode(Enum):
+    operators = "operators"
+    on_the_fly = "on_the_fly"
+    live = "live"
+
+
 @dataclass
 class SupervisionConfig:
+    mode: SupervisionMode = MISSING
     gaussians: str = MISSING
+    operators: str = MISSING
     blend: float = MISSING
     min_coverage: float = MISSING
     context_as_target: bool = MISSING

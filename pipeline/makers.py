@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,10 @@ from pipeline.scannetpp import SceneReader
 from pipeline.windows import PlannedWindow
 from storage import codec
 from storage.column import Column
-from storage.domain import Frame, Gaussians
-from storage.gaussians import encode_gaussians
+from storage.domain import Frame
+from storage.gaussians import decode_gaussians, encode_gaussians, transparent_gaussians
+from storage.location import StorageError
+from storage.operator import encode_operator
 from storage.rows import decode_frame, decode_window, encode_tokens, encode_window
 from storage.shard import Row
 
@@ -68,8 +70,8 @@ class FeaturesMaker:
 
 
 class GaussiansMaker:
-    """`gaussians`: a reconstructor's output for the context pair. A pair that it refuses gets no Gaussian, and the reason as
-    `skipped.json`."""
+    """`gaussians`: a reconstructor's output for the context pair. A pair that it refuses is transparent, with
+    the reason as `skipped.json`."""
 
     def __init__(self, dataset: str, reconstructor: dict[str, Any]) -> None:
         self.frames = Column(dataset, "frames")
@@ -81,8 +83,46 @@ class GaussiansMaker:
             try:
                 yield key, encode_gaussians(self.reconstructor.reconstruct(pair), cameras)
             except BadPair as error:
-                none = Gaussians(*(np.zeros((0, *width), np.float32) for width in ((3,), (4,), (3,), ())))
-                yield key, {**encode_gaussians(none, cameras), "skipped.json": codec.encode_json({"reason": str(error)})}
+                skipped = codec.encode_json({"reason": str(error)})
+                yield key, {**encode_gaussians(transparent_gaussians(cameras), cameras), "skipped.json": skipped}
+
+
+class OperatorsMaker:
+    """`operators`: for frames of each window the splat into that frame, as a sparse matrix over the context's tokens.
+
+    From the column `gaussians` where one is given, else straight from the reconstructor, whose Gaussians are then not kept (they take
+    the way through their record all the same, so that both ways give the same operators).
+    """
+
+    def __init__(self, dataset: str, gaussians: str | None, reconstructor: dict[str, Any], targets: str, values: str) -> None:
+        self.frames = Column(dataset, "frames")
+        self.gaussians = Column(dataset, gaussians).read_shard if gaussians else GaussiansMaker(dataset, reconstructor).rows
+        self.targets, self.values = targets, values
+
+    def rows(self, number: int) -> Iterator[Row]:
+        for (key, members), (cloud_key, cloud) in zip(self.frames.read_shard(number), self.gaussians(number), strict=True):
+            if key != cloud_key:
+                raise StorageError(f"shard {number}: row {key!r} of frames stands beside {cloud_key!r} of the Gaussians; build those again")
+            yield key, self._operators(members, cloud)
+
+    def _operators(self, members: Mapping[str, bytes], cloud: Mapping[str, bytes]) -> dict[str, bytes]:
+        from training.splat.window import WindowSplat
+
+        window = decode_window(members["window.json"])
+        views = {place: decode_frame(window, place, members) for place in range(len(window.names))}
+        gaussians = decode_gaussians(cloud, [window.cameras[place] for place in window.context])
+        splat = WindowSplat(gaussians, [views[place] for place in window.context])
+        encoded = {}
+        for place in target_places(self.targets, len(window.names)):
+            for name, data in encode_operator(splat.operator(views[place]), self.values).items():
+                encoded[f"{place:02d}.{name}"] = data
+        return {**encoded, **{name: data for name, data in cloud.items() if name == "skipped.json"}}
+
+
+def target_places(targets: str, frames: int) -> list[int]:
+    """The places in a window of `frames` that get an operator: all, or so many spread evenly from the first to the last."""
+    count = frames if targets == "all" else min(int(targets), frames)
+    return sorted({int(place) for place in np.linspace(0, frames - 1, count).round()}) if count > 1 else [frames // 2]
 
 
 def context_pairs(frames: Column, number: int) -> Iterable[tuple[str, tuple[Frame, Frame]]]:

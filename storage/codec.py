@@ -1,6 +1,6 @@
-"""Bytes of one member of a record: images as JPEG, ids and depth as PNG, arrays as `.npy` or safetensors, the rest as JSON. Equal input gives equal bytes.
+"""Bytes of one member of a record: images as JPEG, ids and depth as PNG, arrays as `.npy` or safetensors, the rest as JSON.
 
-Nothing here unpickles: arrays are read with `allow_pickle=False`.
+Equal input gives equal bytes. Nothing here unpickles: arrays are read with `allow_pickle=False`.
 """
 
 from __future__ import annotations

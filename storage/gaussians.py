@@ -30,12 +30,10 @@ _STRAY = 0.5 + 1e-2  # pixels; beyond it a Gaussian is not its pixel's
 
 
 def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str, bytes]:
-    """The members of a row. `cameras` are the context views', whose pixels the Gaussians belong to; no Gaussian at all is a row too.
+    """The members of a row. `cameras` are the context views', whose pixels the Gaussians belong to.
 
     Raises ValueError where the Gaussians are not one per pixel, or one that is not transparent lies off its pixel's ray.
     """
-    if not len(gaussians):
-        return _members(0, {name: np.zeros((0, width), dtype) for name, (dtype, width) in _PLANES.items()}, {})
     centres, pixels, unit = _pixels(cameras)
     if len(gaussians) != len(pixels):
         raise ValueError(f"{len(gaussians)} Gaussians for {len(pixels)} context pixels; this format holds one each")
@@ -60,6 +58,14 @@ def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[st
     return _members(len(gaussians), planes, ranges)
 
 
+def transparent_gaussians(cameras: Sequence[Camera]) -> Gaussians:
+    """What stands for a pair that could not be reconstructed: one Gaussian per pixel, 1 m before its camera, of opacity 0."""
+    centres, pixels, unit = _pixels(cameras)
+    means = (centres + _directions(pixels, cameras)).astype(np.float32)
+    quats = np.tile(np.float32([1, 0, 0, 0]), (len(means), 1))
+    return Gaussians(means, quats, np.repeat(unit[:, None], 3, axis=1).astype(np.float32), np.zeros(len(means), np.float32))
+
+
 def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) -> Gaussians:
     """The Gaussians of a row, in float32. Raises ValueError for another format, or for cameras of another size."""
     header = codec.decode_json(members["gaussians.json"])
@@ -72,8 +78,6 @@ def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) ->
         plane = np.frombuffer(members["gaussians.bin"], dtype, rows * width, start).reshape(rows, width)
         planes[name] = np.broadcast_to(plane, (count, width))
         start += plane.nbytes
-    if not count:
-        return Gaussians(*(np.zeros((0, *width), np.float32) for width in ((3,), (4,), (3,), ())))
     centres, pixels, unit = _pixels(cameras)
     if count != len(pixels):
         raise ValueError(f"{count} Gaussians stored, but the cameras have {len(pixels)} pixels")
@@ -90,7 +94,7 @@ def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) ->
 
 
 def _members(count: int, planes: Mapping[str, np.ndarray], ranges: Mapping[str, list[float]]) -> dict[str, bytes]:
-    stored = {name: plane[:1] if count and (plane == plane[0]).all() else plane for name, plane in planes.items()}
+    stored = {name: plane[:1] if (plane == plane[0]).all() else plane for name, plane in planes.items()}
     header = {"format": FORMAT, "count": count, "rows": {name: len(plane) for name, plane in stored.items()}, "ranges": dict(ranges)}
     binary = b"".join(np.ascontiguousarray(stored[name], dtype).tobytes() for name, (dtype, _) in _PLANES.items())
     return {"gaussians.json": codec.encode_json(header), "gaussians.bin": binary}

@@ -91,7 +91,9 @@ class TokenOperator:
         for name, matrix in (("S", self.S), ("R", self.R)):
             lengths = matrix.lengths
             if (lengths < 0).any() or matrix.offsets[0] != 0 or not len(matrix.columns) == len(matrix.values) == matrix.offsets[-1]:
-                raise ValueError(f"operator: {name} has {len(matrix.columns)} columns and {len(matrix.values)} values, not what its rows say")
+                raise ValueError(
+                    f"operator: {name} has {len(matrix.columns)} columns and {len(matrix.values)} values, not what its rows say"
+                )
             _expect_below(f"{name}: column", matrix.columns, n_context)
         _expect_below("tap_mask", self.tap_mask, masks)
         _expect_below("rows", self.rows, math.prod(self.grid))

@@ -61,10 +61,10 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def dataset(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """All three columns, built from `rooms` by the commands: 126 x 84 pixels, demo backbone."""
+    """All four columns, built from `rooms` by the commands: 126 x 84 pixels, demo backbone."""
     url = str(tmp_path_factory.mktemp("dataset"))
     command("pipeline/build_shards.py", f"root={rooms}", f"dataset={url}", *BUILD)
-    command("pipeline/cache_gaussians.py", f"dataset={url}")
+    command("pipeline/cache_gaussians.py", f"dataset={url}", "operators.targets=all")
     return url
 
 

@@ -24,6 +24,7 @@ from training.loader import Batch
 from training.lora import add_lora, seed_rows
 from training.order import mix
 from training.splat import render_token_targets
+from training.splat.apply import apply_operators
 
 
 class Network(torch.nn.Module):
@@ -78,13 +79,20 @@ def supervise(config: TrainConfig, teacher: Network, batch: Batch) -> Targets:
         images = batch.context_images.flatten(0, 1).float() / 255
         seed_rows(teacher.backbone, [int(mix(seed, view)) >> 1 for seed in batch.seeds for view in (0, 1)])
         context = patch_tokens(teacher.backbone, images).unflatten(0, (rows, 2))
-    tokens, coverage = [], []
-    for b in range(rows):
-        if not len(batch.means[b]):  # a pair that the reconstructor refused
-            tokens.append(context.new_zeros(h, w, context.shape[-1]))
-            coverage.append(context.new_full((h, w), -1.0))
-            continue
-        rendered = render_token_targets(
+    if batch.operators is not None:
+        tokens = apply_operators(batch.operators, context.flatten(1, 3), config.supervision.blend).unflatten(1, (h, w))
+        coverage = batch.operators.alpha.view(rows, h, w)
+    else:
+        tokens, coverage = _splat_live(batch, context, config.supervision.blend)
+    keep = (coverage >= config.supervision.min_coverage) & _patches_all_valid(batch.target_valid, h, w)
+    targets = Targets(tokens, keep)
+    return _shuffled(targets, batch.seeds) if config.supervision.shuffle else targets
+
+
+def _splat_live(batch: Batch, context: torch.Tensor, blend: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every channel of the context tokens [B,2,h,w,C], splatted at full resolution: targets [B,h,w,C] and accumulated alpha [B,h,w]."""
+    rendered = [
+        render_token_targets(
             batch.means[b],
             quats=batch.quats[b],
             scales=batch.scales[b],
@@ -94,13 +102,11 @@ def supervise(config: TrainConfig, teacher: Network, batch: Batch) -> Targets:
             target_mask=batch.target_labels[b],
             viewmat=batch.viewmats[b],
             K=batch.Ks[b],
-            blend=config.supervision.blend,
+            blend=blend,
         )
-        tokens.append(rendered.features)
-        coverage.append(rendered.alpha)
-    keep = (torch.stack(coverage) >= config.supervision.min_coverage) & _patches_all_valid(batch.target_valid, h, w)
-    targets = Targets(torch.stack(tokens), keep)
-    return _shuffled(targets, batch.seeds) if config.supervision.shuffle else targets
+        for b in range(len(batch.keys))
+    ]
+    return torch.stack([r.features for r in rendered]), torch.stack([r.alpha for r in rendered])
 
 
 @dataclass

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 
 from configs import ConfigError
-from configs.schema import TeacherMode, TrainConfig
+from configs.schema import SupervisionConfig, SupervisionMode, TeacherMode, TrainConfig
 from storage.column import Manifest, open_columns, read_members
 from storage.domain import Frame
 from storage.gaussians import MEMBERS as GAUSSIAN_MEMBERS
 from storage.gaussians import decode_gaussians
+from storage.operator import OPERATOR_MEMBERS, decode_operator
 from storage.rows import decode_frame, decode_tokens, decode_window, frame_members
 from training.order import choose, step_rows
+from training.splat.apply import OperatorBatch, collate_operators
+from training.splat.window import WindowSplat
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Batch:
     target_valid: torch.Tensor  # [B,H,W] bool
     viewmats: torch.Tensor  # [B,4,4] float32
     Ks: torch.Tensor  # [B,3,3] float32
-    means: list[torch.Tensor]  # [N,3]
+    operators: OperatorBatch | None  # the splat as a matrix; None where it is done live
+    means: list[torch.Tensor]  # [N,3]; the Gaussians are there where the splat is done live
     quats: list[torch.Tensor]  # [N,4]
     scales: list[torch.Tensor]  # [N,3]
     opacities: list[torch.Tensor]  # [N]
@@ -52,6 +56,8 @@ class Batch:
         def move(value: object) -> object:
             if isinstance(value, torch.Tensor):
                 return value.to(device, non_blocking=True)
+            if isinstance(value, OperatorBatch):
+                return value.to(device)
             if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
                 return [v.to(device, non_blocking=True) for v in value]
             return value
@@ -65,14 +71,15 @@ class WindowRows(torch.utils.data.Dataset):
     Opened in the process that reads: no file system and no manifest crosses a fork.
     """
 
-    def __init__(self, dataset: str, gaussians: str, tokens: bool, context_as_target: bool) -> None:
-        self.dataset, self.gaussians, self.tokens, self.context_as_target = dataset, gaussians, tokens, context_as_target
+    def __init__(self, dataset: str, supervision: SupervisionConfig, tokens: bool) -> None:
+        self.dataset, self.supervision, self.tokens = dataset, supervision, tokens
+        self.splat = supervision.operators if supervision.mode is SupervisionMode.operators else supervision.gaussians
         self._columns: dict[str, Manifest] | None = None
 
     @property
     def columns(self) -> dict[str, Manifest]:
         if self._columns is None:
-            names = ["frames", self.gaussians, *(["features"] if self.tokens else [])]
+            names = ["frames", self.splat, *(["features"] if self.tokens else [])]
             self._columns = open_columns(self.dataset, names)
         return self._columns
 
@@ -87,22 +94,30 @@ class WindowRows(torch.utils.data.Dataset):
         frames = self.columns["frames"]
         present = frames.members(row)
         count = sum(name.endswith(".jpg") for name in present)
-        places = range(count) if self.context_as_target else range(1, count - 1)
-        if not places:
-            raise ConfigError(f"row {frames.keys[row]}: no frame lies between its context frames; set supervision.context_as_target=true")
-        target = places[choose(draw, len(places))]
+        target = self._target(row, draw, count)
         context = (0, count - 1)
 
         names = ["window.json", *(n for p in sorted({*context, target}) for n in frame_members(p, present))]
         wanted = [frames.locate(row, name) for name in names]
-        wanted += [self.columns[self.gaussians].locate(row, name) for name in GAUSSIAN_MEMBERS]
+        cached = self.supervision.mode is SupervisionMode.operators
+        splat_names = [f"{target:02d}.{name}" for name in OPERATOR_MEMBERS] if cached else GAUSSIAN_MEMBERS
+        wanted += [self.columns[self.splat].locate(row, name) for name in splat_names]
         if self.tokens:
             wanted.append(self.columns["features"].locate(row, "tokens.npy"))
         members = dict(zip([place.name for _, place in wanted], read_members(wanted), strict=True))
 
         window = decode_window(members["window.json"])
         views = {p: decode_frame(window, p, members) for p in {*context, target}}
-        cloud = decode_gaussians(members, [window.cameras[place] for place in context])
+        operator, live = None, None
+        if cached:
+            operator = decode_operator({name: members[f"{target:02d}.{name}"] for name in OPERATOR_MEMBERS})
+        else:
+            cloud = decode_gaussians(members, [window.cameras[place] for place in context])
+            if self.supervision.mode is SupervisionMode.on_the_fly:
+                splat = WindowSplat(cloud, [views[place] for place in context])
+                operator = splat.operator(views[target], with_blend=self.supervision.blend < 1)
+            else:
+                live = cloud
         return {
             "keys": frames.keys[row],
             "seeds": int(draw) % 2**63,
@@ -113,20 +128,32 @@ class WindowRows(torch.utils.data.Dataset):
             "target_valid": torch.from_numpy(views[target].valid),
             "viewmats": torch.from_numpy(views[target].camera.w2c.astype(np.float32)),
             "Ks": torch.from_numpy(views[target].camera.K.astype(np.float32)),
-            "means": torch.from_numpy(cloud.means),
-            "quats": torch.from_numpy(cloud.quats),
-            "scales": torch.from_numpy(cloud.scales),
-            "opacities": torch.from_numpy(cloud.opacities),
+            "operators": operator,
+            **{name: None if live is None else torch.from_numpy(getattr(live, name)) for name in ("means", "quats", "scales", "opacities")},
             "context_tokens": torch.from_numpy(decode_tokens(members)) if self.tokens else None,
         }
+
+    def _target(self, row: int, draw: int, count: int) -> int:
+        """The place of the target: one of the window's frames, and one that has an operator where those are read."""
+        places = [place for place in range(count) if self.supervision.context_as_target or 0 < place < count - 1]
+        if self.supervision.mode is SupervisionMode.operators:
+            present = set(self.columns[self.splat].members(row))
+            places = [place for place in places if f"{place:02d}.{OPERATOR_MEMBERS[0]}" in present]
+        if not places:
+            raise ConfigError(
+                f"row {self.columns['frames'].keys[row]}: no frame can be its target; set supervision.context_as_target=true, or build "
+                "operators for more targets"
+            )
+        return places[choose(draw, len(places))]
 
 
 def collate(samples: list[dict]) -> Batch:
     """Samples of `WindowRows` -> one `Batch`."""
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    operators = columns.pop("operators")
     listed = ("keys", "seeds", "means", "quats", "scales", "opacities")
     stacked = {n: v if n in listed else None if v[0] is None else torch.stack(v) for n, v in columns.items()}
-    return Batch(**stacked)  # type: ignore[arg-type]
+    return Batch(**stacked, operators=None if operators[0] is None else collate_operators(operators))  # type: ignore[arg-type]
 
 
 class StepSampler:
@@ -150,7 +177,7 @@ class StepSampler:
 def open_rows(config: TrainConfig) -> WindowRows:
     """The rows that `config` trains from. A missing column, or one that does not match the others, raises here."""
     tokens = config.teacher.mode is TeacherMode.frozen
-    rows = WindowRows(config.dataset, config.supervision.gaussians, tokens, config.supervision.context_as_target)
+    rows = WindowRows(config.dataset, config.supervision, tokens)
     if not len(rows):
         raise ConfigError(f"{config.dataset}: the dataset has no rows")
     return rows

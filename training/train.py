@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class Run:
 
     def _probe(self) -> Batch:
         """The rows that the pictures show: those of step 0, at most four."""
-        batch = next(iter(step_batches(self.rows, _without_workers(self.config), range(1), 0, 1)))
-        return Batch(**{n: v[:4] if v is not None else None for n, v in vars(batch).items()})  # type: ignore[arg-type]
+        few = replace(self.config, batch=min(4, self.config.batch), loader=replace(self.config.loader, workers=0))
+        return next(iter(step_batches(self.rows, few, range(1), 0, 1)))
 
     def _resume(self) -> int:
         present = checkpoint.steps(self.config.output)
@@ -234,12 +235,6 @@ def _start_process_group(wanted: str) -> torch.device:
     else:
         dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     return device
-
-
-def _without_workers(config: TrainConfig) -> TrainConfig:
-    from dataclasses import replace
-
-    return replace(config, loader=replace(config.loader, workers=0))
 
 
 def _dataset_hash(rows: WindowRows) -> str:

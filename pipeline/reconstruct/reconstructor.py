@@ -13,7 +13,7 @@ from storage.domain import Frame, Gaussians
 
 
 class BadPair(ValueError):
-    """This context pair cannot be reconstructed. The message says why; the row is kept, with Gaussians of opacity 0."""
+    """This context pair cannot be reconstructed. The message says why; the row stays, with Gaussians of opacity 0."""
 
 
 class Reconstructor(Protocol):

@@ -45,10 +45,11 @@ def test_a_second_build_does_nothing_and_a_missing_shard_alone_is_made_again(roo
 
 
 def test_columns_agree_and_plain_webdataset_reads_them(dataset: str) -> None:
-    columns = open_columns(dataset, ["frames", "features", "gaussians"])
+    columns = open_columns(dataset, ["frames", "features", "gaussians", "operators"])
     keys = columns["frames"].keys
     assert len(keys) == len(set(keys)) >= 4
-    for name, member in (("frames", "00.jpg"), ("features", "tokens.npy"), ("gaussians", "gaussians.bin")):
+    one_member = {"frames": "00.jpg", "features": "tokens.npy", "gaussians": "gaussians.bin", "operators": "08.operator.safetensors"}
+    for name, member in one_member.items():
         tars = sorted(str(p) for p in Path(dataset, name).glob("*.tar"))
         samples = list(webdataset.WebDataset(tars, shardshuffle=False))
         assert [s["__key__"] for s in samples] == keys

@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import ConfigError, load
+from configs.schema import CacheGaussiansConfig
+from pipeline.cache_gaussians import run
 from pipeline.makers import GaussiansMaker, context_pairs
 from pipeline.reconstruct.depth import DepthReconstructor
 from pipeline.reconstruct.reconstructor import BadPair
 from storage import codec
-from storage.column import Column
+from storage.column import Column, open_columns, read_members
 from storage.gaussians import decode_gaussians
 from storage.rows import decode_window
 from tests.conftest import REPOSITORY, command
@@ -56,6 +59,31 @@ def test_a_killed_actor_leaves_no_trace_in_the_column(dataset: str) -> None:
         assert Path(dataset, "again", tar.name.replace("gaussians", "again")).read_bytes() == tar.read_bytes()
 
 
+def test_operators_instead_of_gaussians_are_the_same_operators(dataset: str) -> None:
+    """Straight from the reconstructor or from its cached Gaussians; for three targets those of all nine."""
+    arguments = ("pipeline/cache_gaussians.py", f"dataset={dataset}", "column=none", "keep_gaussians=false", "operators.targets=3")
+    command(*arguments, "operators.column=few")
+    assert not Path(dataset, "none").exists()
+    columns = open_columns(dataset, ["frames", "operators", "few"])
+    assert columns["few"].members(0) == ["00.operator.safetensors", "04.operator.safetensors", "08.operator.safetensors"]
+    for row in range(len(columns["few"])):
+        places = [columns[name].locate(row, "04.operator.safetensors") for name in ("operators", "few")]
+        assert len(set(read_members(places))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("operators.targets=some",), "operators.targets=some: choose none, all, or a number above 0"),
+        (("keep_gaussians=false",), "leaves nothing to build"),
+        (("operators.values=f8",), "operators.values=f8: choose f16 or u8"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(load("cache_gaussians", CacheGaussiansConfig, ["dataset=nowhere", *arguments]))
+
+
 def test_a_refused_pair_keeps_its_row_and_says_why(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise BadPair("identical cameras")
@@ -67,7 +95,7 @@ def test_a_refused_pair_keeps_its_row_and_says_why(dataset: str, monkeypatch: py
     for key, frames in Column(dataset, "frames").read_shard(0):
         window = decode_window(frames["window.json"])
         assert codec.decode_json(rows[key]["skipped.json"]) == {"reason": "identical cameras"}
-        assert len(decode_gaussians(rows[key], [window.cameras[place] for place in window.context])) == 0
+        assert not decode_gaussians(rows[key], [window.cameras[place] for place in window.context]).opacities.any()
 
 
 def test_a_reconstructor_that_cannot_take_the_size_is_refused_first(dataset: str) -> None:

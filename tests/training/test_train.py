@@ -91,6 +91,12 @@ def test_the_loss_falls_further_than_with_shuffled_supervision(dataset: str, und
     assert np.mean(true[-10:]) > np.mean(control[-10:]) + 0.05
 
 
+def test_the_three_ways_to_supervise_give_the_same_losses(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    for mode, close in (("live", 1e-6), ("operators", 1e-5)):  # cached operators hold half-precision values
+        run(config(dataset, tmp_path / mode, "until=8", f"supervision.mode={mode}"))
+        np.testing.assert_allclose(losses(tmp_path / mode), losses(undisturbed)[:8], rtol=close)
+
+
 def test_without_blending_and_with_a_frozen_teacher(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
     run(config(dataset, tmp_path / "no-blending", "until=2", "supervision.blend=1"))
     run(config(dataset, tmp_path / "frozen", "until=2", "teacher.mode=frozen"))

@@ -1,6 +1,8 @@
-"""Splatting features: the renderer, the lift from tokens to Gaussians, and the targets that they give together."""
+"""Splatting features: the renderer, the lift from tokens to Gaussians, the targets that they give together, and all of it as a matrix."""
 
+from training.splat.apply import OperatorBatch, apply_operators, collate_operators, flip_operator, select_tokens, token_validity
 from training.splat.lift import TokenLift
+from training.splat.operator import build_token_operator
 from training.splat.rasterize import gaussian_covariances, rasterize
 from training.splat.targets import (
     TokenTargets,
@@ -14,10 +16,15 @@ from training.splat.targets import (
 )
 
 __all__ = [
+    "OperatorBatch",
     "TokenLift",
     "TokenTargets",
+    "apply_operators",
     "blend_with_mask",
+    "build_token_operator",
+    "collate_operators",
     "downsample",
+    "flip_operator",
     "gaussian_covariances",
     "holes_by_alpha",
     "holes_by_colour",
@@ -25,4 +32,6 @@ __all__ = [
     "reference_fov_K",
     "render_token_targets",
     "resize_nearest",
+    "select_tokens",
+    "token_validity",
 ]

@@ -33,6 +33,10 @@ class TokenLift:
     def tokens(self) -> int:
         return math.prod(self.grid)
 
+    @property
+    def gaussians(self) -> int:
+        return len(self.indices)
+
     def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The matrix by rows: offsets [V*H*W+1] int64; token [nnz] int32 and weight [nnz] float32 of each entry, on the CPU."""
         offsets = np.arange(0, self.indices.numel() + 1, self.indices.shape[1])

@@ -16,6 +16,12 @@ class RayConfig:
 
 
 @dataclass
+class ActorConfig:
+    cpus: float = MISSING
+    gpus: float = MISSING
+
+
+@dataclass
 class BackboneConfig:
     architecture: str = MISSING
     weights: str = MISSING
@@ -58,6 +64,7 @@ class BuildShardsConfig:
     backbone: BackboneConfig = MISSING
     source: str = MISSING
     licence: str = MISSING
+    actor: ActorConfig = MISSING
     ray: RayConfig = MISSING
 
 
@@ -75,6 +82,7 @@ class CacheGaussiansConfig:
     keep_gaussians: bool = MISSING
     operators: OperatorsConfig = MISSING
     reconstructor: dict[str, Any] = MISSING
+    actor: ActorConfig = MISSING
     ray: RayConfig = MISSING
 
 

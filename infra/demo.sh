@@ -13,8 +13,8 @@ step "2/6 frames and teacher features (Ray)"
 python pipeline/build_shards.py root="$out/rooms" dataset="$out/dataset" width=336 height=224 rows_per_shard=8 \
     source=synthetic-rooms licence=MIT backbone=demo
 
-step "3/6 Gaussians (Ray)"
-python pipeline/cache_gaussians.py dataset="$out/dataset"
+step "3/6 Gaussians, and the splat into every frame as a sparse matrix (Ray)"
+python pipeline/cache_gaussians.py dataset="$out/dataset" operators.targets=all
 
 step "4/6 pictures of the dataset"
 python pipeline/inspect_rows.py dataset="$out/dataset" output="$out/pictures"
@@ -23,7 +23,7 @@ for variant in with-blending:0.5 no-blending:1.0; do
     name=${variant%%:*}
     step "5/6 distil $name (torchrun, 2 ranks)"
     torchrun --standalone --nproc-per-node=2 training/train.py dataset="$out/dataset" output="$out/runs/$name" backbone=demo \
-        supervision.blend="${variant##*:}" steps=40 batch=2 optimizer.lr=0.001 head.hidden=512 head.prototypes=4096 \
+        supervision.mode=operators supervision.blend="${variant##*:}" steps=40 batch=2 optimizer.lr=0.001 head.hidden=512 head.prototypes=4096 \
         head.student_temperature=0.1 head.teacher_temperature=0.05 teacher.momentum=0.99 teacher.every=1 \
         loader.workers=1 checkpoint_every=20 picture_every=20
 done

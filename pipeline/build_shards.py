@@ -83,7 +83,7 @@ def _build_features(config: BuildShardsConfig, rows_of_shard: list[int], cluster
             "weights_sha256": hash_weights(load_weights(config.backbone)),
         }
     )
-    workers, resources = cluster.model_stage()
+    workers, resources = cluster.model_stage(config.actor)
     arguments = (config.dataset, config.backbone, config.height, config.width)
     return run_column(features, FeaturesMaker, arguments, rows_of_shard, workers, resources)
 

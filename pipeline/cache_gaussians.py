@@ -40,7 +40,7 @@ def run(config: CacheGaussiansConfig) -> None:
     rows_of_shard = np.bincount(frames.shard_of_rows()).tolist()
     built = 0
     with joined(config.ray) as cluster:
-        workers, resources = cluster.model_stage()
+        workers, resources = cluster.model_stage(config.actor)
         if config.keep_gaussians:
             gaussians.declare({"column": "gaussians", **made_by})
             built += run_column(gaussians, GaussiansMaker, (config.dataset, config.reconstructor), rows_of_shard, workers, resources)

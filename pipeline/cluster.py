@@ -10,19 +10,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs import ConfigError
-from configs.schema import RayConfig
+from configs.schema import ActorConfig, RayConfig
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a stage may count on. workers: actors or tasks at a time on CPUs; gpus: GPUs in the cluster."""
+    """What a stage may count on. workers: actors or tasks at a time, one CPU each; cpus, gpus: in the cluster."""
 
     workers: int
-    gpus: int
+    cpus: float
+    gpus: float
 
-    def model_stage(self) -> tuple[int, dict[str, float]]:
-        """Workers and their resources for a stage that runs a network: a GPU each where there are any, else a CPU each."""
-        return (min(self.workers, self.gpus), {"num_cpus": 1, "num_gpus": 1}) if self.gpus else (self.workers, {"num_cpus": 1})
+    def model_stage(self, actor: ActorConfig) -> tuple[int, dict[str, float]]:
+        """Workers and their resources for a stage that runs a network: as many as fit, with a share of a GPU each where there are any."""
+        resources = {"num_cpus": actor.cpus}
+        fitting = self.cpus / actor.cpus if actor.cpus > 0 else self.workers
+        if self.gpus and actor.gpus > 0:
+            resources["num_gpus"] = actor.gpus
+            fitting = min(fitting, self.gpus / actor.gpus)
+        if fitting < 1:
+            raise ConfigError(
+                f"actor.cpus={actor.cpus:g}, actor.gpus={actor.gpus:g}: the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs, "
+                "too few for one actor"
+            )
+        return min(self.workers, int(fitting)), resources
 
 
 @contextlib.contextmanager
@@ -50,7 +61,8 @@ def joined(config: RayConfig) -> Iterator[Cluster]:
         ) from error
     try:
         resources = ray.cluster_resources()
-        yield Cluster(config.workers or max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0)))
+        cpus = resources.get("CPU", 1.0)
+        yield Cluster(config.workers or max(1, int(cpus)), cpus, resources.get("GPU", 0.0))
     finally:
         ray.shutdown()
 

@@ -44,7 +44,7 @@ def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[st
         raise ValueError(f"Gaussian {int(stray.argmax())} lies off its pixel's ray; this format holds pixel-aligned Gaussians")
     distance, offset = np.where(seen, distance, 1.0), np.where(seen[:, None], offset, 0.0)
     footprint = np.where(seen[:, None], gaussians.scales / (distance * unit)[:, None], 1.0)
-    ranges = {}
+    ranges: dict[str, list[float]] = {}
     ranges["distance"], distance_plane = _logarithmic(distance, seen, 65535, "<u2")
     ranges["scales"], scales_plane = _logarithmic(footprint, seen, 255, "u1")
     sixteenths = np.clip(np.rint(offset * 16), -8, 7).astype(np.int8) & 15
@@ -62,7 +62,7 @@ def transparent_gaussians(cameras: Sequence[Camera]) -> Gaussians:
     """What stands for a pair that could not be reconstructed: one Gaussian per pixel, 1 m before its camera, of opacity 0."""
     centres, pixels, unit = _pixels(cameras)
     means = (centres + _directions(pixels, cameras)).astype(np.float32)
-    quats = np.tile(np.float32([1, 0, 0, 0]), (len(means), 1))
+    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (len(means), 1))
     return Gaussians(means, quats, np.repeat(unit[:, None], 3, axis=1).astype(np.float32), np.zeros(len(means), np.float32))
 
 

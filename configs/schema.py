@@ -184,3 +184,12 @@ class InspectConfig:
     gaussians: str = MISSING
     output: str = MISSING
     rows: int = MISSING
+
+
+@dataclass
+class InspectGaussiansConfig:
+    dataset: str = MISSING
+    gaussians: str = MISSING
+    key: str = MISSING
+    output: str = MISSING
+    view: bool = MISSING

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The whole path on synthetic rooms: raw scenes -> shards -> Gaussians -> two distilled models -> exported weights and pictures.
 # Usage: bash infra/demo.sh [FOLDER]      (default outputs/demo; a second run goes on from what is there)
+out=$(realpath -m "${1:-$(dirname "$0")/../outputs/demo}")
 . "$(dirname "$0")/setup.sh"
 started=$SECONDS
-out=${1:-outputs/demo}
+ranks=$(python -c 'import torch; print(min(2, torch.cuda.device_count() or 2))')
 step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "1/6 synthetic rooms in the ScanNet++ layout"
@@ -21,8 +22,8 @@ python pipeline/inspect_rows.py dataset="$out/dataset" output="$out/pictures"
 
 for variant in with-blending:0.5 no-blending:1.0; do
     name=${variant%%:*}
-    step "5/6 distil $name (torchrun, 2 ranks)"
-    torchrun --standalone --nproc-per-node=2 training/train.py dataset="$out/dataset" output="$out/runs/$name" backbone=demo \
+    step "5/6 distil $name (torchrun, $ranks ranks)"
+    torchrun --standalone --nproc-per-node="$ranks" training/train.py dataset="$out/dataset" output="$out/runs/$name" backbone=demo \
         supervision.mode=operators supervision.blend="${variant##*:}" steps=40 batch=2 optimizer.lr=0.001 head.hidden=512 head.prototypes=4096 \
         head.student_temperature=0.1 head.teacher_temperature=0.05 teacher.momentum=0.99 teacher.every=1 \
         loader.workers=1 checkpoint_every=20 picture_every=20

@@ -35,9 +35,12 @@ def run(config: BuildShardsConfig) -> None:
     _check(config)
     scenes = read_split(config.root, config.split)
     frames = Column(config.dataset, "frames")
-    frames.declare(_frames_made_by(config, scenes))
+    made_by = _frames_made_by(config, scenes)
+    frames.check(made_by)
     with joined(config.ray) as cluster:
         shards = planned_shards(_scan(config, scenes, cluster), config.rows_per_shard)
+        plan = codec.encode_json([[window.scene, *window.names] for shard in shards for window in shard])
+        frames.declare({**made_by, "windows_sha256": hashlib.sha256(plan).hexdigest()})
         rows_of_shard = [len(shard) for shard in shards]
         built = run_column(frames, FramesMaker, (config, shards), rows_of_shard, cluster.workers, {"num_cpus": 1})
         if config.features:
@@ -71,19 +74,24 @@ def _scan(config: BuildShardsConfig, scenes: list[str], cluster: Cluster) -> lis
 
 
 def _build_features(config: BuildShardsConfig, rows_of_shard: list[int], cluster: Cluster) -> int:
-    from training.backbone import hash_weights, load_weights
+    from training.backbone import build_backbone, hash_weights, load_weights
 
+    weights = load_weights(config.backbone)
+    build_backbone(config.backbone.architecture, weights, config.height, config.width)  # what does not fit is refused here
     features = Column(config.dataset, "features")
+    frames = Manifest(config.dataset, "frames")
     features.declare(
         {
             "column": "features",
             "code_version": version("splat-and-distill-at-scale"),
-            "from": {"frames": Manifest(config.dataset, "frames").content_hash},
+            "from": {"frames": frames.content_hash},
+            "source": config.source,
+            "licence": config.licence,
             "backbone": asdict(config.backbone),
-            "weights_sha256": hash_weights(load_weights(config.backbone)),
+            "weights_sha256": hash_weights(weights),
         }
     )
-    workers, resources = cluster.model_stage(config.actor)
+    workers, resources = cluster.model_stage(config.actor, gpu=True)
     arguments = (config.dataset, config.backbone, config.height, config.width)
     return run_column(features, FeaturesMaker, arguments, rows_of_shard, workers, resources)
 

@@ -31,16 +31,20 @@ def run(config: CacheGaussiansConfig) -> None:
     frames = Manifest(config.dataset, "frames")
     settings = frames.made_by["config"]
     reconstructor.check_size(settings["height"], settings["width"])
+    if reconstructor.needs_depth and len(frames) and "00.depth.png" not in frames.members(0):
+        raise ConfigError("reconstructor: it needs depth, and these frames carry none; build them from scenes with a mesh")
     made_by = {
         "code_version": version("splat-and-distill-at-scale"),
         "from": {"frames": frames.content_hash},
+        "source": settings["source"],
+        "licence": settings["licence"],
         "reconstructor": reconstructor.describe(),
     }
     gaussians, operators = Column(config.dataset, config.column), Column(config.dataset, config.operators.column)
     rows_of_shard = np.bincount(frames.shard_of_rows()).tolist()
     built = 0
     with joined(config.ray) as cluster:
-        workers, resources = cluster.model_stage(config.actor)
+        workers, resources = cluster.model_stage(config.actor, gpu=reconstructor.uses_gpu)
         if config.keep_gaussians:
             gaussians.declare({"column": "gaussians", **made_by})
             built += run_column(gaussians, GaussiansMaker, (config.dataset, config.reconstructor), rows_of_shard, workers, resources)
@@ -48,7 +52,16 @@ def run(config: CacheGaussiansConfig) -> None:
         if config.operators.targets != "none":
             operators.declare({"column": "operators", **made_by, "targets": config.operators.targets, "values": config.operators.values})
             source = config.column if config.keep_gaussians else None
-            arguments = (config.dataset, source, config.reconstructor, config.operators.targets, config.operators.values)
+            if source:
+                workers, resources = cluster.model_stage(config.actor, gpu=False)
+            arguments = (
+                config.dataset,
+                config.operators.column,
+                source,
+                config.reconstructor,
+                config.operators.targets,
+                config.operators.values,
+            )
             built += run_column(operators, OperatorsMaker, arguments, rows_of_shard, workers, resources)
             open_columns(config.dataset, ["frames", config.operators.column])
     print(f"{config.dataset}: {built} shards built in {time.monotonic() - started:.0f} s", flush=True)

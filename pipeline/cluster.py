@@ -21,11 +21,11 @@ class Cluster:
     cpus: float
     gpus: float
 
-    def model_stage(self, actor: ActorConfig) -> tuple[int, dict[str, float]]:
-        """Workers and their resources for a stage that runs a network: as many as fit, with a share of a GPU each where there are any."""
+    def model_stage(self, actor: ActorConfig, gpu: bool) -> tuple[int, dict[str, float]]:
+        """Workers and their resources, as many as fit; with a share of a GPU each where the stage can use one and there are any."""
         resources = {"num_cpus": actor.cpus}
         fitting = self.cpus / actor.cpus if actor.cpus > 0 else self.workers
-        if self.gpus and actor.gpus > 0:
+        if gpu and self.gpus and actor.gpus > 0:
             resources["num_gpus"] = actor.gpus
             fitting = min(fitting, self.gpus / actor.gpus)
         if fitting < 1:

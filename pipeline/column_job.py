@@ -6,7 +6,7 @@ made twice. Rows go from the actor straight to storage, so Ray's object store ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -55,12 +55,21 @@ def run_column(
         def __init__(self) -> None:
             self.maker = make(*arguments)
 
-        def build(self, number: int) -> int:
-            return column.commit(number, self.maker.rows(number))
+        def build(self, number: int) -> tuple[int, int]:
+            refused = 0
+
+            def counted() -> Iterator[Row]:
+                nonlocal refused
+                for key, members in self.maker.rows(number):
+                    refused += "skipped.json" in members
+                    yield key, members
+
+            return column.commit(number, counted()), refused
 
     options: dict[str, Any] = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS, **resources}
     builder: Any = ray.remote(**options)(Builder)
     failures: dict[int, Exception] = {}
+    refused_rows = 0
     with tqdm(total=sum(rows_of_shard[n] for n in missing), unit="row", desc=column.name, mininterval=1.0) as bar:
         queue = list(reversed(missing))
         actors = [builder.remote() for _ in range(min(workers, len(missing)))]
@@ -69,20 +78,33 @@ def run_column(
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, number = running.pop(done)
             try:
-                bar.update(result_of(done))
-            except ray.exceptions.ActorDiedError as error:  # more often than it may be restarted
+                rows, refused = result_of(done)
+                bar.update(rows)
+                refused_rows += refused
+            except ray.exceptions.ActorDiedError as error:  # it could not start, or died more often than it may be restarted
                 failures[number] = error
-                actor = builder.remote()
+                continue
             except Exception as error:  # whatever the maker raised: recorded, reported below
                 failures[number] = error
             if queue:
                 number = queue.pop()
                 running[actor.build.remote(number)] = (actor, number)
     if failures:
-        lines = [f"shard {n}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}" for n, e in sorted(failures.items())]
+        lines = [f"shard {n}: {_reason(e)}" for n, e in sorted(failures.items())]
         raise ShardsFailed(
-            f"{column.url}: {len(failures)} of {total} shards failed; mend the cause and run again to build them. " + "; ".join(lines[:5])
+            f"{column.url}: {len(failures) + len(queue)} of {total} shards failed or were not begun; mend the cause and run again. "
+            + "; ".join(lines[:5])
         )
-    rows = column.write_manifest(total)
-    print(f"{column.url}: {total} shards, {rows} rows", flush=True)
+    in_all = column.write_manifest(total)
+    print(f"{column.url}: {total} shards, {in_all} rows", flush=True)
+    if refused_rows:
+        print(f"{column.url}: of the rows just built {refused_rows} were refused and hold nothing; why: their skipped.json", flush=True)
     return len(missing)
+
+
+def _reason(error: Exception) -> str:
+    """One line: of an actor that died the last line, which holds the cause; else type and message."""
+    import ray
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1] if isinstance(error, ray.exceptions.ActorDiedError) else f"{type(error).__name__}: {lines[0]}"

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from configs.schema import BackboneConfig, BuildShardsConfig
-from pipeline.reconstruct.reconstructor import BadPair, make_reconstructor
-from pipeline.scannetpp import SceneReader
+from pipeline.reconstruct.reconstructor import make_reconstructor
+from pipeline.scan import report_url
+from pipeline.scannetpp import BadFrame, SceneReader
 from pipeline.windows import PlannedWindow
 from storage import codec
 from storage.column import Column
@@ -18,7 +19,7 @@ from storage.domain import Frame
 from storage.gaussians import decode_gaussians, encode_gaussians, transparent_gaussians
 from storage.location import StorageError
 from storage.operator import encode_operator
-from storage.rows import decode_frame, decode_window, encode_tokens, encode_window
+from storage.rows import decode_frame, decode_window, encode_tokens, encode_window, operator_source
 from storage.shard import Row
 
 
@@ -35,7 +36,11 @@ class FramesMaker:
             reader = self._reader(window.scene)
             entries = {entry.name: entry for entry in reader.index.frames}
             wanted = [(window.scene, name) for name in window.names]
-            frames = {place: frames.get(place) or reader.frame(entries[place[1]], with_depth=True) for place in wanted}
+            try:
+                frames = {place: frames.get(place) or reader.frame(entries[place[1]], with_depth=True) for place in wanted}
+            except (BadFrame, KeyError) as error:
+                report = report_url(self.config.dataset, window.scene)
+                raise StorageError(f"{error}; it was sound when {report} was written: restore it, or build another dataset") from error
             between = [replace(frame, depth=None) for frame in list(frames.values())[1:-1]]
             yield window.key, encode_window(window.scene, [frames[wanted[0]], *between, frames[wanted[-1]]])
 
@@ -82,7 +87,7 @@ class GaussiansMaker:
             cameras = [view.camera for view in pair]
             try:
                 yield key, encode_gaussians(self.reconstructor.reconstruct(pair), cameras)
-            except BadPair as error:
+            except ValueError as error:  # BadPair, or Gaussians that the record cannot hold
                 skipped = codec.encode_json({"reason": str(error)})
                 yield key, {**encode_gaussians(transparent_gaussians(cameras), cameras), "skipped.json": skipped}
 
@@ -94,8 +99,8 @@ class OperatorsMaker:
     the way through their record all the same, so that both ways give the same operators).
     """
 
-    def __init__(self, dataset: str, gaussians: str | None, reconstructor: dict[str, Any], targets: str, values: str) -> None:
-        self.frames = Column(dataset, "frames")
+    def __init__(self, dataset: str, column: str, gaussians: str | None, reconstructor: dict[str, Any], targets: str, values: str) -> None:
+        self.frames, self.made_by = Column(dataset, "frames"), Column(dataset, column).made_by()
         self.gaussians = Column(dataset, gaussians).read_shard if gaussians else GaussiansMaker(dataset, reconstructor).rows
         self.targets, self.values = targets, values
 
@@ -103,9 +108,9 @@ class OperatorsMaker:
         for (key, members), (cloud_key, cloud) in zip(self.frames.read_shard(number), self.gaussians(number), strict=True):
             if key != cloud_key:
                 raise StorageError(f"shard {number}: row {key!r} of frames stands beside {cloud_key!r} of the Gaussians; build those again")
-            yield key, self._operators(members, cloud)
+            yield key, self._operators(key, members, cloud)
 
-    def _operators(self, members: Mapping[str, bytes], cloud: Mapping[str, bytes]) -> dict[str, bytes]:
+    def _operators(self, key: str, members: Mapping[str, bytes], cloud: Mapping[str, bytes]) -> dict[str, bytes]:
         from training.splat.window import WindowSplat
 
         window = decode_window(members["window.json"])
@@ -114,7 +119,8 @@ class OperatorsMaker:
         splat = WindowSplat(gaussians, [views[place] for place in window.context])
         encoded = {}
         for place in target_places(self.targets, len(window.names)):
-            for name, data in encode_operator(splat.operator(views[place]), self.values).items():
+            operator = splat.operator(views[place], source_hash=operator_source(self.made_by, key, place))
+            for name, data in encode_operator(operator, self.values).items():
                 encoded[f"{place:02d}.{name}"] = data
         return {**encoded, **{name: data for name, data in cloud.items() if name == "skipped.json"}}
 

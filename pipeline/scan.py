@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,31 @@ from configs.schema import BuildShardsConfig
 from pipeline.scannetpp import BadFrame, BadScene, SceneReader
 from pipeline.windows import PlannedWindow, plan_windows
 from storage import codec, location
-from storage.location import join
+from storage.location import NotFound, join
 
 Report = dict[str, Any]
 
 
 def scan_scene(config: BuildShardsConfig, scene: str) -> Report:
     """Reads every image of the scene once. Bad frames are skipped and a bad scene is quarantined, each with its reason; storage errors
-    raise.
+    raise. A report that is there is taken, unless other settings made it or it set the scene aside: that may have been mended.
 
     The report: kept (names), skipped ([{frame, reason, detail}]), windows (names of each), pairs_passed_over, mesh and camera figures,
     quarantined.
     """
     url = report_url(config.dataset, scene)
-    if location.exists(url):
-        return codec.decode_json(location.read_bytes(url))
+    made_with = {"width": config.width, "height": config.height, "keep_bad": config.keep_bad, "window": asdict(config.window)}
+    try:
+        present = codec.decode_json(location.read_bytes(url))
+        if present["made_with"] == made_with and not present["quarantined"]:
+            return present
+    except NotFound:
+        pass
     try:
         report = _scan(config, scene)
     except BadScene as error:
         report = {"scene": scene, "quarantined": {"reason": error.reason, "detail": error.detail}, "kept": [], "skipped": [], "windows": []}
+    report["made_with"] = made_with
     location.write_bytes(url, codec.encode_json(report))
     return report
 
@@ -89,9 +96,10 @@ def summary(reports: Sequence[Report]) -> list[str]:
 
 
 def kept_share(reports: Sequence[Report]) -> float:
-    """Kept frames among the listed ones, over all scenes whose frames could be listed. 1 where none were."""
+    """The smaller of two shares: of listed frames that are kept, and of scenes that are not set aside."""
     kept, skipped = (sum(len(r[name]) for r in reports) for name in ("kept", "skipped"))
-    return kept / (kept + skipped) if kept + skipped else 1.0
+    sound = sum(not r["quarantined"] for r in reports)
+    return min(kept / max(kept + skipped, 1), sound / max(len(reports), 1))
 
 
 def _counts(counter: Counter[str]) -> str:

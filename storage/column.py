@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -56,18 +57,22 @@ class Column:
     def declare(self, made_by: dict[str, Any]) -> None:
         """Says what makes this column, before its first shard. Anything else that made it already is refused by name."""
         made_by = {"format_version": FORMAT_VERSION, **made_by}
-        url = join(self.url, "column.json")
+        if not self.check(made_by):
+            location.write_bytes(join(self.url, "column.json"), codec.encode_json(made_by))
+
+    def check(self, made_by: dict[str, Any]) -> bool:
+        """Whether the column was declared; refuses by name where it was declared with other values for the keys of `made_by`."""
         try:
-            present = codec.decode_json(location.read_bytes(url))
+            present = self.made_by()
         except NotFound:
-            location.write_bytes(url, codec.encode_json(made_by))
-            return
-        different = differences(present, made_by)
+            return False
+        different = differences({name: present.get(name) for name in made_by}, made_by)
         if different:
             raise ColumnMismatch(
                 f"{self.url}: was made by another configuration ({'; '.join(different[:4])}); "
                 "choose another dataset URL or column name, or remove this column"
             )
+        return True
 
     def made_by(self) -> dict[str, Any]:
         """What `declare` wrote."""
@@ -102,9 +107,14 @@ class Column:
         records = [pq.read_table(io.BytesIO(location.read_bytes(self._record_url(number)))) for number in range(count)]
         table = pa.concat_tables(r.replace_schema_metadata(None) for r in records) if records else _MEMBERS.empty_table()
         hashes = [r.schema.metadata[b"tar_sha256"].decode() for r in records]
+        starts = _row_starts(table)
+        keys = table["key"].take(pa.array(starts[:-1])).to_pylist()
+        if len(set(keys)) < len(keys):
+            twice = next(key for key, count in Counter(keys).items() if count > 1)
+            raise StorageError(f"{self.url}: row {twice!r} lies in two shards; remove this column and build it again")
         metadata = {"made_by": codec.encode_json(self.made_by()), "tar_sha256": codec.encode_json(hashes)}
         location.write_bytes(join(self.url, "manifest.parquet"), _to_parquet(table.replace_schema_metadata(metadata)))
-        return len(_row_starts(table)) - 1
+        return len(keys)
 
     def read_shard(self, number: int) -> list[tuple[str, dict[str, bytes]]]:
         """All rows of one shard, its tar checked against the hash in its commit record."""

@@ -21,6 +21,7 @@ import fsspec
 
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 0.25
+_PARTIAL = ".partial"  # a local file being written; one that a killed process left is nobody's
 
 
 class StorageError(OSError):
@@ -139,7 +140,7 @@ def write_bytes(url: str, data: bytes) -> None:
         fs, path = filesystem(url)
         if "file" in _protocols(fs):
             fs.makedirs(posixpath.dirname(path), exist_ok=True)
-            temporary = f"{path}.{os.getpid()}.partial"
+            temporary = f"{path}.{os.getpid()}{_PARTIAL}"
             with open(temporary, "wb") as stream:
                 stream.write(data)
                 stream.flush()
@@ -172,7 +173,8 @@ def list_sizes(url: str) -> dict[str, int]:
             entries = fs.ls(path, detail=True)
         except FileNotFoundError:
             return {}
-        return {posixpath.basename(e["name"]): int(e["size"]) for e in entries if e["type"] == "file"}
+        sizes = {posixpath.basename(e["name"]): int(e["size"]) for e in entries if e["type"] == "file"}
+        return {name: size for name, size in sizes.items() if not name.endswith(_PARTIAL)}
 
     return _read(url, attempt)
 

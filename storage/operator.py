@@ -21,6 +21,7 @@ from storage import codec
 FORMAT_VERSION = 1
 MAX_TOKENS = 65_535  # columns are stored in 16 bits
 OPERATOR_MEMBERS = ("operator.safetensors",)
+_NEGLIGIBLE = 2.0**-13  # of a row's largest value: less than a quarter of what float16 rounds off that one
 
 Option = str | float | bool
 
@@ -117,6 +118,7 @@ def bilinear_taps(size: tuple[int, int], grid: tuple[int, int]) -> tuple[np.ndar
 
     size: (H,W) pixels. grid: (h,w), at most as large. Returns pixels [h*w,4] int64 (row-major index; top left, top right, bottom left,
     bottom right) and weights [h*w,4] float64. Where a token sits on a pixel's centre, that pixel is named twice, once with weight 0.
+    Positions are exact; torch's `interpolate` of float32 images rounds them to float32, some 1e-5 of a pixel where the ratio is no integer.
     """
     axes = []
     for pixels, tokens in zip(size, grid, strict=True):
@@ -154,16 +156,15 @@ def encode_operator(operator: TokenOperator, value_dtype: str = "f16") -> dict[s
     if not np.array_equal(operator.rows, np.arange(math.prod(operator.grid))):
         arrays["rows"] = _narrow(operator.rows)
     for name, matrix in (("S", operator.S), ("R", operator.R)):
+        row = np.repeat(np.arange(len(matrix)), matrix.lengths)
+        largest = np.zeros(len(matrix), np.float32)
+        np.maximum.at(largest, row, matrix.values)
         if value_dtype == "u8":
-            row = np.repeat(np.arange(len(matrix)), matrix.lengths)
-            largest = np.zeros(len(matrix), np.float32)
-            np.maximum.at(largest, row, matrix.values)
             values = np.rint(matrix.values / np.where(largest > 0, largest, 1)[row] * 255).astype(np.uint8)
             arrays[f"{name}.scale"] = largest / 255
         else:
-            values = matrix.values.astype(np.float16)
-            row = np.repeat(np.arange(len(matrix)), matrix.lengths)
-        kept = values > 0  # what rounds to nothing is left out
+            values = np.where(matrix.values > largest[row] * _NEGLIGIBLE, matrix.values, 0).astype(np.float16)
+        kept = values > 0
         arrays[f"{name}.lengths"] = _narrow(np.bincount(row[kept], minlength=len(matrix)))
         arrays[f"{name}.columns"] = matrix.columns[kept].astype(np.uint16)
         arrays[f"{name}.values"] = values[kept]

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from storage import codec
 from storage.domain import Camera, Frame
+from storage.operator import content_hash
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,8 @@ def encode_tokens(tokens_vhwc: np.ndarray) -> dict[str, bytes]:
 def decode_tokens(members: Mapping[str, bytes]) -> np.ndarray:
     """[2,h,w,C] float32."""
     return codec.decode_array(members["tokens.npy"]).astype(np.float32)
+
+
+def operator_source(made_by: Mapping[str, Any], key: str, place: int) -> str:
+    """The hash that an operator of an `operators` column carries: of what made the column, its row and its target's place."""
+    return content_hash(made_by=made_by, row=key, target=place)

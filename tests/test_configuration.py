@@ -3,7 +3,15 @@
 import pytest
 
 from configs import ConfigError, load
-from configs.schema import BuildShardsConfig, CacheGaussiansConfig, ExportConfig, InspectConfig, MakeRoomsConfig, TrainConfig
+from configs.schema import (
+    BuildShardsConfig,
+    CacheGaussiansConfig,
+    ExportConfig,
+    InspectConfig,
+    InspectGaussiansConfig,
+    MakeRoomsConfig,
+    TrainConfig,
+)
 from tests.conftest import command
 
 COMMANDS = {
@@ -11,6 +19,7 @@ COMMANDS = {
     "build_shards": (BuildShardsConfig, ["root=x", "dataset=y"]),
     "cache_gaussians": (CacheGaussiansConfig, ["dataset=y"]),
     "inspect_rows": (InspectConfig, ["dataset=y", "output=z"]),
+    "inspect_gaussians": (InspectGaussiansConfig, ["dataset=y", "key=k", "output=z"]),
     "train": (TrainConfig, ["dataset=y", "output=z"]),
     "export": (ExportConfig, ["run=z", "output=w"]),
 }

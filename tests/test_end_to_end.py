@@ -39,20 +39,20 @@ def test_the_commands_of_the_readme(s3: str, rooms: str, s3_environment: dict[st
         with ray_head(folder / "t", environment) as address:
             submit = ("ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python")
             build = (*submit, "pipeline/build_shards.py", f"root={root}", f"dataset={dataset}", "backbone=demo", "width=168", "height=112",
-                     "rows_per_shard=4", "features=false")  # fmt: skip
+                     "rows_per_shard=4")  # fmt: skip
             assert "building" in shell(environment, *build)
-            shell(environment, *submit, "pipeline/cache_gaussians.py", f"dataset={dataset}")
+            shell(environment, *submit, "pipeline/cache_gaussians.py", f"dataset={dataset}", "operators.targets=all")
             again = shell(environment, *build)
             assert "are committed, nothing to do" in again
             assert "building" not in again
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    columns = open_columns(dataset, ["frames", "gaussians"])
+    columns = open_columns(dataset, ["frames", "features", "gaussians", "operators"])
     assert len(columns["frames"]) >= 4
 
     shell(environment, "torchrun", "--standalone", "--nproc-per-node=2", "training/train.py", f"dataset={dataset}", f"output={run}",
-          "backbone=demo", "steps=3", "batch=2", "head.hidden=32", "head.prototypes=64", "loader.workers=1", "picture_every=3",
-          "checkpoint_every=3")  # fmt: skip
+          "supervision.mode=operators", "device=cpu", "teacher.every=1", "backbone=demo", "steps=3", "batch=2", "head.hidden=32",
+          "head.prototypes=64", "loader.workers=1", "picture_every=3", "checkpoint_every=3")  # fmt: skip
     assert [m["step"] for m in read_metrics(run)] == [0, 1, 2]
     assert location.exists(f"{run}/curves.png")
     assert location.exists(f"{run}/pictures/pca-000000003.png")

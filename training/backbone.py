@@ -61,9 +61,13 @@ def read_state_dict(url: str) -> StateDict:
     """A `.safetensors` or `.pth` state dict of plain tensors; hub's `mask_token` is left out, timm has none."""
     data = location.read_bytes(url)
     if url.endswith(".safetensors"):
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        state = load(data)
+        try:
+            state = load(data)
+        except SafetensorError as error:
+            raise ConfigError(f"{url}: not a safetensors file ({error})") from error
     else:
         try:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -80,7 +84,7 @@ def hash_weights(state: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
@@ -91,8 +95,13 @@ def build_backbone(architecture: str, state: Mapping[str, torch.Tensor], height:
         raise ConfigError(f"an image of {height} x {width} pixels has no {PATCH} x {PATCH} patch")
     model = _create(architecture, h * PATCH, w * PATCH)
     fitted = dict(state)
-    fitted["pos_embed"] = resample_position(fitted["pos_embed"], h, w)
-    model.load_state_dict(fitted, strict=True, assign=True)
+    try:
+        fitted["pos_embed"] = resample_position(fitted["pos_embed"], h, w)
+        model.load_state_dict(fitted, strict=True, assign=True)
+    except (KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"backbone.weights do not fit backbone.architecture={architecture}: {' '.join(str(error).split())[:300]}"
+        ) from error
     return model.requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""A run's state at a step, as one object on storage; the newest that is whole is the one to go on from.
+"""A run's state at a step, as one object on storage; the newest is the one to go on from.
 
 Held: the trained parameters of student and teacher, the optimiser's moments, and the identity of the run. The frozen weights are not in it:
 their hash is. The learning rate, the order of the rows and all randomness are functions of the step, so they need no place here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +25,7 @@ FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 # What may differ between the runs before and after a resume.
-_FREE = ("output", "device", "loader", "checkpoint_every", "picture_every", "until")
+_FREE = ("dataset", "output", "device", "loader", "checkpoint_every", "picture_every", "until")
 
 
 def identity(config: TrainConfig, weights_hash: str, dataset_hash: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def load(run: str, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         state = torch.load(io.BytesIO(location.read_bytes(url)), map_location="cpu", weights_only=True)
         return state, json.loads(state["identity"])
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise ConfigError(
             f"{url}: not a checkpoint of training/train.py ({type(error).__name__}); remove it to go on from the one before"
         ) from error

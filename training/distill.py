@@ -1,8 +1,8 @@
 """The distillation step: the teacher's tokens of two context views, splatted into a third view, supervise a student that sees only that
 view.
 
-    supervision = Supervision(...)            # lift, splat, blend, down-sample: no gradient
-    loss = distillation_loss(student, teacher, batch, supervision, ...)
+    targets = supervise(config, teacher, batch)       # lift, splat, blend, down-sample: no gradient
+    result = distillation_loss(config, student, teacher, batch, targets)
 
 Source: Splat and Distill (ICLR 2026), section 3, with the published code's slips mended where they are slips; `configs/train.yaml` names
 each switch.
@@ -115,7 +115,6 @@ class StepResult:
 
     loss: torch.Tensor
     cosine: torch.Tensor
-    student_tokens: torch.Tensor
 
 
 def distillation_loss(config: TrainConfig, student: torch.nn.Module, teacher: Network, batch: Batch, targets: Targets) -> StepResult:
@@ -127,7 +126,7 @@ def distillation_loss(config: TrainConfig, student: torch.nn.Module, teacher: Ne
         teacher_logits = teacher.head(wanted)
         cosine = F.cosine_similarity(tokens[targets.keep].float(), wanted.float(), dim=-1).sum()
     losses = token_cross_entropy(logits, teacher_logits, config.head.student_temperature, config.head.teacher_temperature)
-    return StepResult(losses.sum(), cosine, tokens)
+    return StepResult(losses.sum(), cosine)
 
 
 def _patches_all_valid(valid_bhw: torch.Tensor, h: int, w: int) -> torch.Tensor:

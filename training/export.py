@@ -24,7 +24,7 @@ from training.distill import Network
 from training.lora import merged_state_dict, seed_rows
 
 _SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
-_PARITY = 1e-4  # of the tokens' largest value; folding LoRA in rounds differently
+_PARITY = 1e-5  # of the tokens' largest value; folding LoRA in rounds differently
 
 
 def run(config: ExportConfig) -> None:
@@ -40,6 +40,9 @@ def run(config: ExportConfig) -> None:
     base = load_weights(trained.backbone)
     if hash_weights(base) != who["weights_sha256"]:
         raise ConfigError(f"{config.run}: was trained from other weights than backbone.weights={trained.backbone.weights} gives now")
+    if not any(tensor.any() for name, tensor in state[config.network.value].items() if "lora_B" in name):
+        raise ConfigError(f"network={config.network.value}: at step {step} of {config.run} it is still the backbone that it started from; "
+                          "choose network=student, or train longer")  # fmt: skip
     exported = export_state_dict(trained, base, state[config.network.value])
     url = join(config.output, file_name(trained))
     stream = io.BytesIO()

@@ -1,12 +1,13 @@
 """From a step's number to its batch: each row by byte ranges, only the members that the step needs.
 
-loader = step_batches(config, start=20, stop=40, rank=0, world=2)
-for batch in loader: ...        # batch i holds this rank's rows of step start + i
+rows = open_rows(config)
+for batch in step_batches(rows, config, range(20, 40), rank=0, world=2): ...    # batch i: this rank's rows of step 20 + i
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ from storage.column import Manifest, open_columns, read_members
 from storage.domain import Frame
 from storage.gaussians import MEMBERS as GAUSSIAN_MEMBERS
 from storage.gaussians import decode_gaussians
+from storage.location import StorageError
 from storage.operator import OPERATOR_MEMBERS, decode_operator
-from storage.rows import decode_frame, decode_tokens, decode_window, frame_members
+from storage.rows import decode_frame, decode_tokens, decode_window, frame_members, operator_source
 from training.order import choose, step_rows
 from training.splat.apply import OperatorBatch, collate_operators
 from training.splat.window import WindowSplat
@@ -64,6 +66,16 @@ class Batch:
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
+    def pin_memory(self) -> Batch:
+        """What a DataLoader that pins calls: copies to a GPU then run beside the computation."""
+
+        def pin(value: object) -> object:
+            if isinstance(value, (torch.Tensor, OperatorBatch)):
+                return value.pin_memory()
+            return [v.pin_memory() for v in value] if isinstance(value, list) and value and isinstance(value[0], torch.Tensor) else value
+
+        return Batch(**{name: pin(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+
 
 class WindowRows(torch.utils.data.Dataset):
     """Rows of the dataset with a target drawn in each: `rows[(row, draw)]` -> the parts of a `Batch`, without the batch's axis.
@@ -90,7 +102,14 @@ class WindowRows(torch.utils.data.Dataset):
         return len(self.columns["frames"])
 
     def __getitem__(self, choice: tuple[int, int]) -> dict:
-        row, draw = choice
+        try:
+            return self._sample(*choice)
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise StorageError(f"{self.dataset}, row {self.columns['frames'].keys[choice[0]]}: {error}") from error
+
+    def _sample(self, row: int, draw: int) -> dict:
         frames = self.columns["frames"]
         present = frames.members(row)
         count = sum(name.endswith(".jpg") for name in present)
@@ -110,7 +129,8 @@ class WindowRows(torch.utils.data.Dataset):
         views = {p: decode_frame(window, p, members) for p in {*context, target}}
         operator, live = None, None
         if cached:
-            operator = decode_operator({name: members[f"{target:02d}.{name}"] for name in OPERATOR_MEMBERS})
+            expected = operator_source(self.columns[self.splat].made_by, frames.keys[row], target)
+            operator = decode_operator({name: members[f"{target:02d}.{name}"] for name in OPERATOR_MEMBERS}, expected)
         else:
             cloud = decode_gaussians(members, [window.cameras[place] for place in context])
             if self.supervision.mode is SupervisionMode.on_the_fly:
@@ -183,7 +203,9 @@ def open_rows(config: TrainConfig) -> WindowRows:
     return rows
 
 
-def step_batches(rows: WindowRows, config: TrainConfig, steps: range, rank: int, world: int) -> torch.utils.data.DataLoader:
+def step_batches(
+    rows: WindowRows, config: TrainConfig, steps: range, rank: int, world: int, pinned: bool = False
+) -> torch.utils.data.DataLoader:
     """The batches of `steps` for one rank, in order, read ahead by worker processes (spawned, so that no client is forked)."""
     sampler = StepSampler(len(rows), config.seed, config.batch, steps, rank, world)
     workers = config.loader.workers
@@ -191,8 +213,20 @@ def step_batches(rows: WindowRows, config: TrainConfig, steps: range, rank: int,
         {"prefetch_factor": config.loader.prefetch, "multiprocessing_context": multiprocessing.get_context("spawn")} if workers else {}
     )
     return torch.utils.data.DataLoader(
-        rows, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead
+        rows,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pinned,
+        worker_init_fn=_leave_signals_to_the_rank,
+        **ahead,
     )
+
+
+def _leave_signals_to_the_rank(_: int) -> None:
+    """torchrun signals a rank's whole process group: a worker that died of it would take the rank along before its checkpoint."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _chw(frame: Frame) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_DRAWS = 2**63  # stands where an epoch's number stands, and is none
 
 
 def mix(*words: int | np.ndarray) -> np.ndarray:
@@ -49,7 +50,7 @@ def step_rows(rows: int, seed: int, step: int, batch: int) -> RowChoice:
     places = np.arange(step * batch, (step + 1) * batch)
     epochs, within = places // rows, places % rows
     row = np.array([epoch_permutation(rows, seed, int(e))[i] for e, i in zip(epochs, within, strict=True)], dtype=np.int64)
-    return RowChoice(row, mix(seed, 1, places))
+    return RowChoice(row, mix(seed, _DRAWS, places))
 
 
 def choose(draw: int, count: int) -> int:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -63,10 +64,13 @@ class Run:
         return next(iter(step_batches(self.rows, few, range(1), 0, 1)))
 
     def _resume(self) -> int:
-        present = checkpoint.steps(self.config.output)
-        if not present:
+        """Rank 0 says from which step; every rank must reach that checkpoint, and the same dataset."""
+        said: list[Any] = [(checkpoint.steps(self.config.output) or [0])[-1], self.identity] if self.rank == 0 else [None, None]
+        dist.broadcast_object_list(said)
+        checkpoint.check_identity(f"rank {self.rank}, beside rank 0's {self.config.output}", said[1], self.identity)
+        if said[0] == 0:
             return 0
-        state, who = checkpoint.load(self.config.output, present[-1])
+        state, who = checkpoint.load(self.config.output, said[0])
         checkpoint.check_identity(self.config.output, who, self.identity)
         for network, name in ((self.student, "student"), (self.teacher, "teacher")):
             own = dict(network.named_parameters())
@@ -136,11 +140,31 @@ class Run:
 
 def run(config: TrainConfig) -> None:
     """Trains until `steps` (or `until`), from the newest checkpoint where there is one."""
+    _check(config)
     device = _start_process_group(config.device)
     try:
         _train(config, device)
     finally:
         dist.destroy_process_group()
+
+
+def _check(config: TrainConfig) -> None:
+    positive = {
+        "steps": config.steps, "batch": config.batch, "checkpoint_every": config.checkpoint_every, "picture_every": config.picture_every,
+        "teacher.every": config.teacher.every, "optimizer.lr": config.optimizer.lr, "lora.rank": config.lora.rank,
+        "head.student_temperature": config.head.student_temperature, "head.teacher_temperature": config.head.teacher_temperature,
+        "loader.prefetch": config.loader.prefetch,
+    }  # fmt: skip
+    shares = {
+        "supervision.blend": config.supervision.blend, "supervision.min_coverage": config.supervision.min_coverage,
+        "teacher.momentum": config.teacher.momentum, "lora.dropout": config.lora.dropout, "optimizer.warmup": config.optimizer.warmup,
+    }  # fmt: skip
+    for name, value in positive.items():
+        if not value > 0:
+            raise ConfigError(f"{name}={value}: must be above 0")
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name}={value}: must lie between 0 and 1")
 
 
 def _train(config: TrainConfig, device: torch.device) -> None:
@@ -156,7 +180,7 @@ def _train(config: TrainConfig, device: torch.device) -> None:
     board = _Board(config.output, run.step) if lead else None
     bar = tqdm(initial=run.step, total=last, unit="step", disable=not lead, mininterval=1.0, file=sys.stderr)
     waiting = time.perf_counter()
-    for batch in step_batches(rows, config, range(run.step, last), run.rank, run.world):
+    for batch in step_batches(rows, config, range(run.step, last), run.rank, run.world, pinned=device.type == "cuda"):
         metrics = run.train_step(batch, time.perf_counter() - waiting)
         run.metrics.append(metrics)
         bar.update()
@@ -190,7 +214,8 @@ def read_metrics(output: str) -> list[dict[str, Any]]:
     """All metrics of a run, one a step, in order."""
     names = sorted(location.list_sizes(join(output, "metrics")))
     lines = [line for name in names for line in location.read_bytes(join(output, "metrics", name)).decode().splitlines()]
-    return [json.loads(line) for line in lines]
+    by_step = {metrics["step"]: metrics for metrics in map(json.loads, lines)}  # where two runs wrote a step, they wrote the same
+    return [by_step[step] for step in sorted(by_step)]
 
 
 class _Board:
@@ -218,6 +243,8 @@ class _Board:
     def close(self) -> None:
         self.upload()
         self.writer.close()
+        if self.remote:
+            shutil.rmtree(self.folder)
 
 
 def _start_process_group(wanted: str) -> torch.device:
@@ -227,7 +254,11 @@ def _start_process_group(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch sees no CUDA device; choose device=cpu")
     cuda = torch.cuda.is_available() and wanted != "cpu"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise ConfigError(f"rank {local_rank} of this node has no GPU of its own ({torch.cuda.device_count()} here); give torchrun "
+                          f"--nproc-per-node={torch.cuda.device_count()}, or device=cpu")  # fmt: skip
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if "RANK" in os.environ:

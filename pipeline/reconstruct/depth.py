@@ -16,6 +16,7 @@ class DepthReconstructor:
     """`footprint` is the standard deviation of a Gaussian in pixels of its own view."""
 
     needs_depth = True
+    uses_gpu = False
 
     def __init__(self, footprint: float) -> None:
         if not footprint > 0:

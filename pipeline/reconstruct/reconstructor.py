@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import hydra.utils
+import numpy as np
 from hydra.errors import InstantiationException
 
 from configs import ConfigError
 from storage.domain import Frame, Gaussians
+
+if TYPE_CHECKING:
+    import torch
+
+_RIGID = 1e-3
+_MIN_BASELINE = 1e-4
 
 
 class BadPair(ValueError):
@@ -21,6 +28,9 @@ class Reconstructor(Protocol):
 
     needs_depth: bool
     """Whether the frames must carry depth."""
+
+    uses_gpu: bool
+    """Whether an actor that runs it should reserve one."""
 
     def describe(self) -> dict[str, Any]:
         """What goes into the column's note of what made it: settings, weights hash. Plain JSON."""
@@ -41,3 +51,48 @@ def make_reconstructor(config: dict[str, Any]) -> Reconstructor:
         return hydra.utils.instantiate(config)
     except InstantiationException as error:
         raise ConfigError(f"reconstructor: {' '.join(str(error).split())}") from error
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` (a CUDA device where there is one), `cpu`, `cuda`, `cuda:1` as a device that is here."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"reconstructor.device={name}: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"reconstructor.device={name}: no CUDA device here; use auto or cpu")
+    return device
+
+
+def check_pair(views: Sequence[Frame]) -> None:
+    """Raises BadPair, by the frame's name, for what no network that triangulates can take."""
+    if len(views) != 2:
+        raise BadPair(f"{len(views)} context views; a pair is 2")
+    for view in views:
+        camera = view.camera
+        size = (camera.height, camera.width)
+        if view.image.shape != (*size, 3) or view.image.dtype != np.uint8 or view.valid.shape != size:
+            raise BadPair(
+                f"frame {view.name}: image {view.image.shape} {view.image.dtype} and mask {view.valid.shape} where the camera says {size} "
+                "(height, width); the image is uint8 RGB"
+            )
+        if not (np.isfinite(camera.c2w).all() and np.isfinite(camera.K).all()):
+            raise BadPair(f"frame {view.name}: the camera holds values that are not finite")
+        if not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0):
+            raise BadPair(f"frame {view.name}: focal lengths {camera.K[0, 0]:g} and {camera.K[1, 1]:g} pixels; both must be above 0")
+        if not np.allclose(camera.K[2], [0, 0, 1]):
+            raise BadPair(f"frame {view.name}: the last row of K is {camera.K[2].tolist()}, expected 0, 0, 1")
+        rotation = camera.c2w[:3, :3]
+        skewed = np.abs(rotation.T @ rotation - np.eye(3)).max()
+        if skewed > _RIGID or np.linalg.det(rotation) < 0 or not np.allclose(camera.c2w[3], [0, 0, 0, 1]):
+            raise BadPair(f"frame {view.name}: the pose is not rigid (c2w is no rotation and translation; off by {skewed:.2g})")
+    first, second = views
+    if first.image.shape != second.image.shape:
+        raise BadPair(f"frames {first.name}, {second.name}: images of different sizes, {first.image.shape} and {second.image.shape}")
+    baseline = float(np.linalg.norm(first.camera.c2w[:3, 3] - second.camera.c2w[:3, 3]))
+    if baseline < _MIN_BASELINE:
+        raise BadPair(f"frames {first.name}, {second.name}: the cameras stand {baseline:g} m apart; without parallax there is no depth")

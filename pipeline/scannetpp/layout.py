@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from storage.location import NotFound, join, list_folders, list_sizes, read_bytes
+from storage.location import NotFound, StorageError, join, list_folders, list_sizes, read_bytes
 
 MESH_FILES = ("mesh_aligned_0.05.ply", "segments.json", "segments_anno.json")
 RIGID_TOLERANCE = 1e-3
@@ -119,7 +119,7 @@ class BadFrame(ValueError):
 def read_split(root: str, split: str) -> list[str]:
     """The scene ids of `split` (such as "nvs_sem_train"), in file order, without blanks, duplicates, byte-order mark or Windows line ends.
 
-    Raises NotFound naming the URL and the splits that are there; ValueError where the file is not UTF-8 text.
+    Raises NotFound naming the URL and the splits that are there; StorageError where the file is not UTF-8 text.
     """
     file_name = f"{split.removesuffix('.txt')}.txt"
     present: list[str] = []
@@ -130,7 +130,7 @@ def read_split(root: str, split: str) -> list[str]:
             try:
                 text = read_bytes(url).decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{url}: not UTF-8 text ({error}); save it as UTF-8, one scene id per line") from error
+                raise StorageError(f"{url}: not UTF-8 text ({error}); save it as UTF-8, one scene id per line") from error
             return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
         present += sorted(f"{folder}/{name}" for name in names if name.endswith(".txt"))
     there = ", ".join(present) or "no split list at all; check that the root is the folder that holds splits/ and data/"

@@ -455,7 +455,7 @@ def put(array: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda a, b: [a], "1 context views; mvsplat takes 2"),
+        (lambda a, b: [a], "1 context views; a pair is 2"),
         (lambda a, b: [a, b, b], "3 context views"),
         (lambda a, b: [a, seen_by(b, c2w=a.camera.c2w)], r"frames 0\.jpg, 1\.jpg: the cameras stand 0 m apart"),
         (lambda a, b: [a, a], "the cameras stand 0 m apart"),

@@ -115,6 +115,15 @@ def test_a_column_derived_from_something_else_is_refused(tmp_path) -> None:
         open_columns(root, ["frames", "stale"])
 
 
+def test_a_row_in_two_shards_is_refused(tmp_path) -> None:
+    column = Column(str(tmp_path), "frames")
+    column.declare({})
+    column.commit(0, rows(0))
+    column.commit(1, rows(0)[1:])
+    with pytest.raises(StorageError, match="row 's0-1' lies in two shards"):
+        column.write_manifest(2)
+
+
 def test_a_flipped_byte_is_noticed(tmp_path) -> None:
     column = build(str(tmp_path), "frames", 1)
     manifest = Manifest(str(tmp_path), "frames")

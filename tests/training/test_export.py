@@ -19,7 +19,7 @@ from training.export import file_name, run
 from training.train import run as train
 
 SMALL = ("backbone=demo", "batch=2", "steps=4", "head.hidden=32", "head.prototypes=64", "head.student_temperature=0.1", "loader.workers=0",
-         "optimizer.lr=0.05", "optimizer.warmup=0.5", "checkpoint_every=2", "picture_every=1000")  # fmt: skip
+         "optimizer.lr=0.05", "optimizer.warmup=0.5", "checkpoint_every=2", "picture_every=1000", "device=cpu")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,11 @@ def test_what_is_not_there_is_named(trained: tuple[str, TrainConfig], tmp_path: 
     with pytest.raises(NotFound, match=r"no checkpoint of training/train\.py here"):
         run(load("export", ExportConfig, [f"run={tmp_path}/none", f"output={tmp_path}"]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_has_not_moved_is_not_exported(trained: tuple[str, TrainConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"network=teacher: .* still the backbone that it started from"):
+        run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}"]))
 
 
 def test_the_export_can_be_trained_from(trained: tuple[str, TrainConfig], tmp_path: Path) -> None:

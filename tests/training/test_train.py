@@ -22,7 +22,7 @@ from training.train import read_metrics, run
 # A head small enough for two cores. Temperatures below 1 give a gradient that 40 steps can follow; the published ones need thousands.
 SMALL = ("backbone=demo", "batch=2", "steps=40", "head.hidden=64", "head.prototypes=256", "head.student_temperature=0.1",
          "head.teacher_temperature=0.05", "optimizer.lr=0.001", "loader.workers=0", "checkpoint_every=20", "picture_every=1000",
-         "teacher.every=1", "teacher.momentum=0.99")  # fmt: skip
+         "teacher.every=1", "teacher.momentum=0.99", "device=cpu")  # fmt: skip
 
 
 def config(dataset: str, output: Path | str, *more: str) -> TrainConfig:
@@ -69,7 +69,9 @@ def test_a_run_stopped_at_20_goes_on_as_if_undisturbed(dataset: str, undisturbed
 
 
 def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
-    process = torchrun(1, f"dataset={dataset}", f"output={tmp_path}", *SMALL, "checkpoint_every=1000", start_new_session=True)
+    process = torchrun(
+        1, f"dataset={dataset}", f"output={tmp_path}", *SMALL, "checkpoint_every=1000", "loader.workers=1", start_new_session=True
+    )
     deadline = time.monotonic() + 120
     line = ""
     while "3/40" not in line and time.monotonic() < deadline and process.poll() is None:
@@ -110,13 +112,19 @@ def test_another_run_in_the_same_place_is_refused(dataset: str, undisturbed: Pat
         run(config(dataset, undisturbed, "seed=43"))
 
 
+@pytest.mark.parametrize("override", ["checkpoint_every=0", "teacher.every=0", "batch=0", "supervision.blend=2", "optimizer.lr=0"])
+def test_settings_that_cannot_be_are_refused_first(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.replace(".", r"\.")):
+        run(config("nowhere", "nowhere", override))
+
+
 def test_cached_tokens_of_other_weights_are_refused(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="column 'features' was made with other weights"):
         run(config(dataset, tmp_path, "teacher.mode=frozen", "backbone.seed=1"))
 
 
-def test_a_broken_checkpoint_is_named(dataset: str, tmp_path: Path) -> None:
-    run(config(dataset, tmp_path, "until=1"))
-    location.write_bytes(f"{tmp_path}/checkpoints/step-000000001.pt", b"half of")
+@pytest.mark.parametrize("content", [b"", b"half of", bytes(100), b"<html>", b"{}"])
+def test_a_broken_checkpoint_is_named(dataset: str, tmp_path: Path, content: bytes) -> None:
+    location.write_bytes(f"{tmp_path}/checkpoints/step-000000001.pt", content)
     with pytest.raises(ConfigError, match=r"step-000000001\.pt: not a checkpoint of training/train\.py .* remove it"):
         run(config(dataset, tmp_path))

@@ -14,9 +14,11 @@ from training.splat.targets import (
     render_token_targets,
     resize_nearest,
 )
+from training.splat.transposed import SparseLift
 
 __all__ = [
     "OperatorBatch",
+    "SparseLift",
     "TokenLift",
     "TokenTargets",
     "apply_operators",

@@ -91,7 +91,7 @@ def apply_operators(batch: OperatorBatch, tokens: Tensor, blend: float = 0.5) ->
         means = embedding_bag(batch.mean_columns, flat, batch.mean_offsets, mode="sum", per_sample_weights=batch.mean_values)
         of_masks = embedding_bag(batch.tap_masks, means, mode="sum", per_sample_weights=batch.tap_weights)
         targets = targets.mul_(blend).add_(of_masks, alpha=1.0 - blend)
-    return targets.view(*batch.alpha.shape, -1)
+    return targets.view(*batch.alpha.shape, tokens.shape[2])
 
 
 @overload

@@ -6,14 +6,16 @@ thread in a fixed order, so the result does not depend on their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from training.splat.kernels import SPLAT, TILE, bin_to_tiles, project, render_tiles
+from training.splat.kernels import SPLAT, TILE, bin_to_tiles, composite_tile, project, render_tiles
+
+_ROOM = 128  # contributions per pixel that are made room for at first
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,6 +62,43 @@ def tile_view(geometry: Geometry, view: int) -> TiledView:
     order = (np.sort(keys | np.arange(count, dtype=np.uint64)) & np.uint64(0xFFFFFFFF)).astype(np.int64)
     splats, ids = np.take(splats, order), np.take(ids, order)
     return TiledView(splats, ids, *bin_to_tiles(splats, *g.tiles))
+
+
+class Box(NamedTuple):
+    """The pixels x0 <= x < x1, y0 <= y < y1."""
+
+    x0: int
+    x1: int
+    y0: int
+    y1: int
+
+
+class Contributions(NamedTuple):
+    """Who weighs how much in each pixel of a box; pixel (x, y) has the slot (y - y0) * TILE + x - x0. See `composite_tile`."""
+
+    entries: np.ndarray  # [TILE^2,room] int32: places in `ids`
+    weights: np.ndarray  # [TILE^2,room] float32
+    counts: np.ndarray  # [TILE^2] int32: how many of a slot's entries hold
+    ids: np.ndarray  # int32: the tile's Gaussians, nearest first
+
+
+def composite_row_of_tiles(
+    geometry: Geometry, view: TiledView, row: int, alpha_clamp: float, parts: Callable[[Box], Iterable[Box]]
+) -> Iterator[tuple[Box, Contributions, np.ndarray]]:
+    """From left to right, in those parts of each tile that `parts` names: the part, its contributions, and what each slot lets pass.
+
+    The arrays are overwritten by the next step.
+    """
+    entries, weights = np.empty((TILE * TILE, _ROOM), np.int32), np.empty((TILE * TILE, _ROOM), np.float32)
+    counts, transmittance = np.empty(TILE * TILE, np.int32), np.empty(TILE * TILE)
+    for column in range(geometry.tiles[0]):
+        tile = row * geometry.tiles[0] + column
+        near = view.lists[view.offsets[tile] : view.offsets[tile + 1]]
+        splats, ids, in_order = view.splats[near], view.ids[near], np.arange(len(near), dtype=np.int32)
+        x0, y0 = column * TILE, row * TILE
+        for box in parts(Box(x0, min(x0 + TILE, geometry.width), y0, min(y0 + TILE, geometry.height))):
+            entries, weights = composite_tile(splats, in_order, *box, alpha_clamp, entries, weights, counts, transmittance)
+            yield box, Contributions(entries, weights, counts, ids), transmittance
 
 
 def on_threads(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

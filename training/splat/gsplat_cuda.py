@@ -57,6 +57,27 @@ def rasterize_gsplat(
     return features, alpha
 
 
+def footprints_gsplat(
+    means: Tensor,
+    covars: Tensor | None,
+    quats: Tensor | None,
+    scales: Tensor | None,
+    opacities: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float,
+    far_plane: float,
+    eps2d: float,
+) -> tuple[Tensor, Tensor]:
+    """In the first camera, in pixels: each Gaussian's centre [N,2], and the half extents [N,2] of what gsplat draws of it, 0 if nothing."""
+    limits = {"near_plane": near_plane, "far_plane": far_plane, "eps2d": eps2d, "packed": False, "opacities": opacities}
+    project = _backend().fully_fused_projection
+    radii, centres, *_ = project(means, covars, quats, scales, viewmats[:1], Ks[:1], width, height, **limits)
+    return centres[0], radii[0]
+
+
 def _backend():
     """The gsplat module, with its kernels compiled."""
     remedy = "install gsplat==1.5.3 with a CUDA toolkit (nvcc) that matches torch's CUDA, or move the tensors to the CPU"

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,10 +36,10 @@ class TokenLift:
     def gaussians(self) -> int:
         return len(self.indices)
 
-    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The matrix by rows: offsets [V*H*W+1] int64; token [nnz] int32 and weight [nnz] float32 of each entry, on the CPU."""
-        offsets = np.arange(0, self.indices.numel() + 1, self.indices.shape[1])
-        return offsets, self.indices.flatten().cpu().numpy(), self.weights.flatten().cpu().numpy()
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The matrix by rows: offsets [V*H*W+1] int64; token [nnz] int32 and weight [nnz] float32 of each entry."""
+        offsets = torch.arange(0, self.indices.numel() + 1, self.indices.shape[1], device=self.indices.device)
+        return offsets, self.indices.flatten(), self.weights.flatten()
 
     @classmethod
     def from_masks(

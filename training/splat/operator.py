@@ -5,7 +5,6 @@ Only the four pixels that each token reads, and the sums over masks, ever leave 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,11 +14,10 @@ from torch import Tensor
 from storage.operator import MAX_TOKENS, Option, SparseRows, TokenOperator, bilinear_taps
 from training.splat.lift import TokenLift
 from training.splat.rasterize import check_inputs, cpu_geometry
+from training.splat.transposed import SparseLift
 
 if TYPE_CHECKING:
-    from training.splat.cpu import Geometry, TiledView
-
-_ROOM = 128  # contributions per pixel that are made room for at first
+    from training.splat.cpu import Box, Geometry, TiledView
 
 
 class Sampling(NamedTuple):
@@ -78,7 +76,7 @@ def build_token_operator(
     quats: Tensor | None = None,
     scales: Tensor | None = None,
     opacities: Tensor,
-    lift: TokenLift,
+    lift: TokenLift | SparseLift,
     target_mask: Tensor,
     viewmat: Tensor,
     K: Tensor,
@@ -117,12 +115,13 @@ def build_token_operator(
     if lift.gaussians != len(means):
         raise ValueError(f"lift: for {lift.gaussians} Gaussians, but means has {len(means)}")
     sampling = sample_target(target_mask, grid, with_blend)
-    if means.is_cuda:
+    if means.is_cuda and len(means):
         from training.splat.operator_cuda import matrices_by_gsplat
 
         matrices = matrices_by_gsplat(*scene, alpha_clamp, lift, sampling, grid)
     else:
-        matrices = _matrices_on_cpu(scene, alpha_clamp, lift, sampling)
+        on_cpu = tuple(part.cpu() if isinstance(part, Tensor) else part for part in scene)
+        matrices = _matrices_on_cpu(on_cpu, alpha_clamp, lift, sampling)
     options: dict[str, Option] = {**lift.options, "near_plane": near_plane, "eps2d": eps2d}
     options |= {"rasterize_mode": rasterize_mode, "alpha_clamp": alpha_clamp}
     return TokenOperator(
@@ -139,13 +138,15 @@ def build_token_operator(
     )
 
 
-def _matrices_on_cpu(scene: tuple, alpha_clamp: float, lift: TokenLift, sampling: Sampling) -> Matrices:
+def _matrices_on_cpu(scene: tuple, alpha_clamp: float, lift: TokenLift | SparseLift, sampling: Sampling) -> Matrices:
     """A row of tiles is one thread's work and rows are added in order: no bit depends on the number of threads."""
     from training.splat.cpu import on_threads, tile_view
     from training.splat.operator_kernel import mix_rows
 
     geometry = cpu_geometry(*scene)
-    view, rows = tile_view(geometry, 0), lift.rows()
+    view = tile_view(geometry, 0)
+    offsets, tokens, weights = (part.cpu().numpy() for part in lift.rows())
+    rows = offsets, tokens, weights
     done = on_threads(lambda row: _tile_row(row, geometry, view, alpha_clamp, rows, lift.tokens, sampling), range(geometry.tiles[1]))
     parts = _TileRow(*(np.concatenate(arrays) for arrays in zip(*done, strict=True)))
 
@@ -175,51 +176,41 @@ def _tile_row(
     sampling: Sampling,
 ) -> _TileRow:
     """One row of tiles, from left to right."""
-    from training.splat.kernels import TILE, composite_tile
+    from training.splat.cpu import composite_row_of_tiles
+    from training.splat.kernels import TILE
     from training.splat.operator_kernel import lift_pixels, sum_masks
 
-    entries, weights = np.empty((TILE * TILE, _ROOM), np.int32), np.empty((TILE * TILE, _ROOM), np.float32)
-    counts, transmittance = np.empty(TILE * TILE, np.int32), np.empty(TILE * TILE)
-    top, bottom = row * TILE, min((row + 1) * TILE, geometry.height)
-    band = sampling.masks_hw[top:bottom]
+    top = row * TILE
+    band = sampling.masks_hw[top : top + TILE]
     here, local = np.unique(band, return_inverse=True)  # the band's masks; the first may be -1
     local = local.reshape(band.shape).astype(np.int32) - np.int32(here[0] < 0)
     here = here[here >= 0]
     totals, scratch = np.zeros((len(here), tokens)), np.zeros(tokens)
 
+    def parts(tile: Box) -> list[Box]:
+        return [tile] if len(here) else _read_parts(tile, sampling)
+
     read: list[tuple[np.ndarray, ...]] = [tuple(np.empty(0, t) for t in (np.int64, np.float64, np.int64, np.int32, np.float64))]
-    for tile in range(geometry.tiles[0]):
-        left, right = tile * TILE, min((tile + 1) * TILE, geometry.width)
-        at = row * geometry.tiles[0] + tile
-        near = view.lists[view.offsets[at] : view.offsets[at + 1]]
-        splats, ids = view.splats[near], view.ids[near]
-        in_order = np.arange(len(near), dtype=np.int32)
-        for x0, x1, y0, y1 in _boxes(left, right, top, bottom, len(here) > 0, sampling):
-            box = x0, x1, y0, y1
-            entries, weights = composite_tile(splats, in_order, *box, alpha_clamp, entries, weights, counts, transmittance)
-            if len(here):
-                sum_masks(local[y0 - top : y1 - top, x0:x1], TILE, entries, weights, counts, ids, *lift_rows, totals)
-            i0, i1 = np.searchsorted(sampling.rows, (y0, y1))
-            j0, j1 = np.searchsorted(sampling.columns, (x0, x1))
-            slots = ((sampling.rows[i0:i1, None] - y0) * TILE + sampling.columns[j0:j1] - x0).ravel()
-            place = (np.arange(i0, i1)[:, None] * len(sampling.columns) + np.arange(j0, j1)).ravel()
-            lengths = np.empty(len(slots), np.int64)
-            columns, values = lift_pixels(slots, entries, weights, counts, ids, *lift_rows, scratch, lengths)
-            read.append((place, 1.0 - transmittance[slots], lengths, columns, values))
+    for box, contributions, transmittance in composite_row_of_tiles(geometry, view, row, alpha_clamp, parts):
+        if len(here):
+            sum_masks(local[:, box.x0 : box.x1], TILE, *contributions, *lift_rows, totals)
+        i, j = (np.arange(*np.searchsorted(axis, ends)) for axis, ends in ((sampling.rows, box[2:]), (sampling.columns, box[:2])))
+        slots = ((sampling.rows[i, None] - box.y0) * TILE + sampling.columns[j] - box.x0).ravel()
+        lengths = np.empty(len(slots), np.int64)
+        columns, values = lift_pixels(slots, *contributions, *lift_rows, scratch, lengths)
+        place = (i[:, None] * len(sampling.columns) + j).ravel()
+        read.append((place, 1.0 - transmittance[slots], lengths, columns, values))
     mask, token = np.nonzero(totals)
     place, alpha, lengths, columns, values = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
     return _TileRow(place, alpha, lengths, columns, values, here[mask].astype(np.int64) * tokens + token, totals[mask, token])
 
 
-def _boxes(left: int, right: int, top: int, bottom: int, whole: bool, sampling: Sampling) -> Iterator[tuple[int, int, int, int]]:
-    """The parts (x0, x1, y0, y1) of a tile to composite: the whole of it, or only the pixels that are read, neighbours together."""
-    if whole:
-        yield left, right, top, bottom
-        return
+def _read_parts(tile: Box, sampling: Sampling) -> list[Box]:
+    """Only the pixels of a tile that are read, neighbours together."""
+    from training.splat.cpu import Box
+
     runs = []
-    for read, low, high in ((sampling.rows, top, bottom), (sampling.columns, left, right)):
-        inside = read[np.searchsorted(read, low) : np.searchsorted(read, high)]
+    for read, ends in ((sampling.columns, tile[:2]), (sampling.rows, tile[2:])):
+        inside = read[slice(*np.searchsorted(read, ends))]
         runs.append([(int(run[0]), int(run[-1]) + 1) for run in np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1) if len(run)])
-    for y0, y1 in runs[0]:
-        for x0, x1 in runs[1]:
-            yield x0, x1, y0, y1
+    return [Box(*x, *y) for y in runs[1] for x in runs[0]]

@@ -107,3 +107,40 @@ def mix_rows(taps, tap_weights, begins, lengths, columns, values, n_columns):
             row[mixed_columns[e]] = 0
         offsets[t + 1] = end
     return offsets, mixed_columns[:end].copy(), mixed_values[:end].copy()
+
+
+@_compiled
+def weigh_tokens(pixels, slots, entries, weights, counts, ids, lift_offsets, lift_tokens, lift_weights, place):
+    """How much of each token a tile's Gaussians gather from the pixels that they show in, weighed as they are there.
+
+    pixels, slots: [P] row of the lift, and slot, of each of the tile's pixels; the lift is one of pixels here. The rest: see `lift_pixels`.
+    place: [Nctx] int32 is scratch, -1 before and after. Returns Gaussians [nnz] int32, tokens [nnz] int32 and sums [nnz] float64; the token
+    Nctx stands for the sum of the weights themselves.
+    """
+    n_context = place.shape[0]
+    tokens = [np.int32(n_context)]
+    for pixel in pixels:
+        for e in range(lift_offsets[pixel], lift_offsets[pixel + 1]):
+            if lift_weights[e] > 0 and place[lift_tokens[e]] < 0:
+                place[lift_tokens[e]] = len(tokens)
+                tokens.append(lift_tokens[e])
+    sums = np.zeros((ids.shape[0], len(tokens)), np.float64)
+    for i in range(slots.shape[0]):
+        slot, pixel = slots[i], pixels[i]
+        for k in range(counts[slot]):
+            entry, weight = entries[slot, k], weights[slot, k]
+            sums[entry, 0] += weight
+            for e in range(lift_offsets[pixel], lift_offsets[pixel + 1]):
+                if lift_weights[e] > 0:
+                    sums[entry, place[lift_tokens[e]]] += weight * lift_weights[e]
+    for token in tokens[1:]:
+        place[token] = -1
+    count = np.count_nonzero(sums)
+    gaussians, columns, values = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)
+    end = 0
+    for entry in range(ids.shape[0]):
+        for column in range(len(tokens)):
+            if sums[entry, column] > 0:
+                gaussians[end], columns[end], values[end] = ids[entry], tokens[column], sums[entry, column]
+                end += 1
+    return gaussians, columns, values

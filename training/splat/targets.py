@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.splat.lift import TokenLift
 from training.splat.rasterize import rasterize
+from training.splat.transposed import SparseLift
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def render_token_targets(
     scales: Tensor | None = None,
     opacities: Tensor,
     tokens: Tensor,
-    context_masks: Tensor,
+    context_masks: Tensor | None = None,
+    lift: TokenLift | SparseLift | None = None,
     target_mask: Tensor,
     viewmat: Tensor,
     K: Tensor,
@@ -99,9 +101,11 @@ def render_token_targets(
     """Lift, splat, blend and down-sample at full resolution: the teacher's context tokens as the target view should see them.
 
     Args:
-        means, covars or (quats, scales), opacities: V*H*W pixel-aligned Gaussians in the order view, row, column; see `rasterize`.
+        means, covars or (quats, scales), opacities: N Gaussians; see `rasterize`.
         tokens: [V,h,w,C] teacher features of the context views (V = 2 in the paper); splatted in the dtype of `means`.
-        context_masks: [V,H,W] integer labels. target_mask: [Ht,Wt] integer labels, at the resolution to render.
+        context_masks: [V,H,W] integer labels, for N = V*H*W pixel-aligned Gaussians in the order view, row, column; or
+        lift: from the tokens to any Gaussians.
+        target_mask: [Ht,Wt] integer labels, at the resolution to render.
         viewmat: [4,4] world-to-camera and K: [3,3] pixels of the target view, for the size of `target_mask`.
         blend: weight of the splatted feature against its mask's mean; 1 means no blending.
         grid: (h,w) of the targets; that of the tokens by default.
@@ -109,18 +113,21 @@ def render_token_targets(
 
     Not normalised by alpha: where alpha < 1, targets shrink. Runs under `no_grad`. Source: Splat and Distill, supervision of the student.
     """
-    if tokens.ndim != 4 or context_masks.ndim != 3 or len(tokens) != len(context_masks):
-        shapes = f"{tuple(tokens.shape)} and {tuple(context_masks.shape)}"
-        raise ValueError(f"tokens, context_masks: shapes {shapes}, expected [V,h,w,C] and [V,H,W]")
+    if tokens.ndim != 4:
+        raise ValueError(f"tokens: shape {tuple(tokens.shape)}, expected [V,h,w,C]")
+    token_grid = (tokens.shape[1], tokens.shape[2])
+    if lift is None:
+        if context_masks is None or context_masks.ndim != 3 or len(tokens) != len(context_masks):
+            shapes = f"{tuple(tokens.shape)} and {None if context_masks is None else tuple(context_masks.shape)}"
+            raise ValueError(f"tokens, context_masks: shapes {shapes}, expected [V,h,w,C] and [V,H,W]")
+        lift = TokenLift.from_masks(context_masks, token_grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
     if target_mask.ndim != 2:
         raise ValueError(f"target_mask: shape {tuple(target_mask.shape)}, expected [H,W]")
     if not 0.0 <= blend <= 1.0:
         raise ValueError(f"blend: {blend}, expected a number in [0,1]")
-    if len(means) != context_masks.numel():
-        raise ValueError(f"means: {len(means)} Gaussians for {context_masks.numel()} pixels of context_masks; expected one each")
-    token_grid = (tokens.shape[1], tokens.shape[2])
+    if len(means) != lift.gaussians:
+        raise ValueError(f"means: {len(means)} Gaussians, but {lift.gaussians} pixels of context_masks, or rows of lift; expected one each")
     height, width = target_mask.shape
-    lift = TokenLift.from_masks(context_masks, token_grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
     features_vhwc, alpha_vhw1 = rasterize(
         means,
         covars=covars,

@@ -23,7 +23,7 @@ class WindowSplat:
         self.grid = grid_size(*masks.shape[1:])
         self.lift = TokenLift.from_masks(masks, self.grid)
 
-    def operator(self, target: Frame, with_blend: bool = True) -> TokenOperator:
+    def operator(self, target: Frame, with_blend: bool = True, source_hash: str = "") -> TokenOperator:
         """The operator into `target`, whose tokens lie on the same grid as the context's."""
         camera = target.camera
         return build_token_operator(
@@ -37,4 +37,5 @@ class WindowSplat:
             K=torch.from_numpy(camera.K.astype(np.float32)),
             grid=self.grid,
             with_blend=with_blend,
+            source_hash=source_hash,
         )

@@ -11,13 +11,11 @@ import torch
 from configs import ConfigError
 from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
 from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
-from pipeline.reconstruct.reconstructor import BadPair
+from pipeline.reconstruct.reconstructor import BadPair, check_pair, choose_device
 from storage.domain import Camera, Frame, Gaussians
 from training.backbone import PATCH, hash_weights
 
 _BOTH = 112  # the least common multiple of MULTIPLE and PATCH
-_RIGID = 1e-3
-_MIN_BASELINE = 1e-4
 
 
 class MVSplatReconstructor:
@@ -29,14 +27,8 @@ class MVSplatReconstructor:
     def __init__(self, checkpoint: str, near: float, far: float, device: str = "auto") -> None:
         if not 0 < near < far < float("inf"):
             raise ConfigError(f"reconstructor.near={near}, reconstructor.far={far}: must be 0 < near < far, in metres")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"reconstructor.device={device}: use auto, cpu, cuda or cuda:N") from error
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"reconstructor.device={device}: no CUDA device here; use auto or cpu")
+        self.device = choose_device(device)
+        self.uses_gpu = self.device.type == "cuda"
         self.near, self.far, self.made_up = near, far, checkpoint == RULE
         self.encoder = load_encoder(checkpoint, self.device)
 
@@ -59,7 +51,7 @@ class MVSplatReconstructor:
 
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
         """One Gaussian per pixel; opacity 0 where the context pixel is not valid. Raises BadPair for what the network cannot take."""
-        _check_pair(views)
+        check_pair(views)
         try:
             self.check_size(*views[0].image.shape[:2])
         except ConfigError as error:
@@ -83,32 +75,3 @@ class MVSplatReconstructor:
 def _normalised(camera: Camera) -> np.ndarray:
     """K with the image's width and height as units, [3,3]."""
     return camera.K / np.array([[camera.width], [camera.height], [1]])
-
-
-def _check_pair(views: Sequence[Frame]) -> None:
-    if len(views) != 2:
-        raise BadPair(f"{len(views)} context views; mvsplat takes 2")
-    for view in views:
-        camera = view.camera
-        size = (camera.height, camera.width)
-        if view.image.shape != (*size, 3) or view.image.dtype != np.uint8 or view.valid.shape != size:
-            raise BadPair(
-                f"frame {view.name}: image {view.image.shape} {view.image.dtype} and mask {view.valid.shape} where the camera says {size} "
-                "(height, width); the image is uint8 RGB"
-            )
-        if not (np.isfinite(camera.c2w).all() and np.isfinite(camera.K).all()):
-            raise BadPair(f"frame {view.name}: the camera holds values that are not finite")
-        if not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0):
-            raise BadPair(f"frame {view.name}: focal lengths {camera.K[0, 0]:g} and {camera.K[1, 1]:g} pixels; both must be above 0")
-        if not np.allclose(camera.K[2], [0, 0, 1]):
-            raise BadPair(f"frame {view.name}: the last row of K is {camera.K[2].tolist()}, expected 0, 0, 1")
-        rotation = camera.c2w[:3, :3]
-        skewed = np.abs(rotation.T @ rotation - np.eye(3)).max()
-        if skewed > _RIGID or np.linalg.det(rotation) < 0 or not np.allclose(camera.c2w[3], [0, 0, 0, 1]):
-            raise BadPair(f"frame {view.name}: the pose is not rigid (c2w is no rotation and translation; off by {skewed:.2g})")
-    first, second = views
-    if first.image.shape != second.image.shape:
-        raise BadPair(f"frames {first.name}, {second.name}: images of different sizes, {first.image.shape} and {second.image.shape}")
-    baseline = float(np.linalg.norm(first.camera.c2w[:3, 3] - second.camera.c2w[:3, 3]))
-    if baseline < _MIN_BASELINE:
-        raise BadPair(f"frames {first.name}, {second.name}: the cameras stand {baseline:g} m apart; without parallax there is no depth")

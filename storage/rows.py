@@ -95,4 +95,4 @@ def decode_tokens(members: Mapping[str, bytes]) -> np.ndarray:
 
 def operator_source(made_by: Mapping[str, Any], key: str, place: int) -> str:
     """The hash that an operator of an `operators` column carries: of what made the column, its row and its target's place."""
-    return content_hash(made_by=made_by, row=key, target=place)
+    return content_hash(made_by={name: made_by[name] for name in ("from", "reconstructor")}, row=key, target=place)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("ffgs", reason="the extra `ffgs` is not installed")
+
 from configs import ConfigError, load
 from configs.schema import CacheGaussiansConfig
 from pipeline.reconstruct.ffgs import FfgsReconstructor

@@ -1,0 +1,164 @@
+"""Looking at a row's Gaussians: what the pictures and the `.ply` show is what the row holds, and the depth reconstructor's view is true."""
+
+from __future__ import annotations
+
+import builtins
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from plyfile import PlyData
+
+from configs import ConfigError
+from configs.schema import InspectGaussiansConfig
+from pipeline import inspect_gaussians
+from pipeline.inspect_gaussians import encode_ply, run, see
+from pipeline.inspect_rows import context_colours, middle, read_gaussians, read_window
+from pipeline.reconstruct.depth import DepthReconstructor
+from pipeline.rooms import room_specs, write_room
+from pipeline.scannetpp import SceneReader
+from storage.column import Column, open_columns
+from storage.domain import Frame, Gaussians
+from storage.gaussians import encode_gaussians
+from storage.rows import encode_window
+from tests.conftest import command
+
+WIDTH, HEIGHT = 448, 336
+
+
+@pytest.fixture(scope="module")
+def one_row(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A dataset of one row, a room at 336 x 448 with the depth reconstructor's Gaussians: its URL and the row's key."""
+    root, url = (str(tmp_path_factory.mktemp(name)) for name in ("room", "row"))
+    spec = room_specs(1, seed=5, frames=9, scale=0.3)[0]
+    write_room(root, spec)
+    reader = SceneReader(root, spec.scene_id, WIDTH, HEIGHT)
+    entries = reader.index.frames
+    frames = [reader.frame(entry, with_depth=entry in (entries[0], entries[-1])) for entry in entries]
+    pair = [frames[0], frames[-1]]
+    key = f"{spec.scene_id}-{frames[0].name.split('.')[0]}"
+    cloud = DepthReconstructor(0.4).reconstruct(pair)
+    for name, members in (
+        ("frames", encode_window(spec.scene_id, frames)),
+        ("gaussians", encode_gaussians(cloud, [f.camera for f in pair])),
+    ):
+        column = Column(url, name)
+        column.declare({"column": name})
+        column.commit(0, [(key, members)])
+        column.write_manifest(1)
+    return url, key
+
+
+def read_row(one_row: tuple[str, str]) -> tuple[list[Frame], Gaussians]:
+    columns = open_columns(one_row[0], ["frames", "gaussians"])
+    window = read_window(columns["frames"], 0)
+    return window, read_gaussians(columns["gaussians"], 0, window)
+
+
+def test_a_held_out_view_of_depth_gaussians_is_true(one_row: tuple[str, str]) -> None:
+    window, cloud = read_row(one_row)
+    view = see(cloud, context_colours((window[0], window[-1])), middle(window))
+    solid = view.alpha > 0.95
+    print(f"held-out view at {HEIGHT} x {WIDTH}: {view.psnr:.2f} dB over {solid.mean():.1%} of it")
+    assert solid.mean() > 0.5
+    assert view.psnr > 25
+
+
+def test_splatted_depth_is_the_meshs(one_row: tuple[str, str]) -> None:
+    window, cloud = read_row(one_row)
+    view = see(cloud, context_colours((window[0], window[-1])), window[0])
+    assert window[0].depth is not None
+    compared = (view.alpha > 0.95) & (window[0].depth > 0)
+    off = np.abs(view.depth[compared] / window[0].depth[compared] - 1)
+    assert compared.mean() > 0.9
+    assert np.median(off) < 0.01  # on a slope the nearer Gaussians come first
+    assert np.quantile(off, 0.9) < 0.05
+    assert (view.depth[view.alpha == 0] == 0).all()
+
+
+def test_the_command_writes_the_picture_and_the_ply(one_row: tuple[str, str], tmp_path: Path) -> None:
+    url, key = one_row
+    printed = command("pipeline/inspect_gaussians.py", f"dataset={url}", f"key={key}", f"output={tmp_path}").stdout
+    assert [line.split(",")[0] for line in printed.splitlines()[:3]] == ["context 0", "target", "context 1"]
+    assert printed.count(" dB where alpha > 0.95") == 3
+    picture = np.asarray(Image.open(tmp_path / f"{key}.png").convert("RGB"))
+    assert picture.std() > 20
+    _, cloud = read_row(one_row)
+    vertices = PlyData.read(str(tmp_path / f"{key}.ply"))["vertex"]
+    assert len(vertices) == (cloud.opacities > 0).sum()
+    assert f"with {len(vertices)} Gaussians" in printed
+
+
+def test_the_ply_read_back_holds_the_gaussians() -> None:
+    random = np.random.default_rng(0)
+    n = 500
+    quats = random.normal(size=(n, 4))
+    opacities = random.random(n).astype(np.float32)
+    opacities[:3] = [0, 1, 1 / 255]
+    cloud = Gaussians(
+        random.normal(size=(n, 3)).astype(np.float32),
+        (quats / np.linalg.norm(quats, axis=1, keepdims=True)).astype(np.float32),
+        np.exp(random.normal(size=(n, 3))).astype(np.float32),
+        opacities,
+    )
+    colours = random.random((n, 3)).astype(np.float32)
+    ply = PlyData.read(io.BytesIO(encode_ply(cloud, colours)))
+    assert (ply.text, ply.byte_order) == (False, "<")
+    vertices = ply["vertex"].data
+    assert vertices.dtype.names == ("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity",
+                                    "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3")  # fmt: skip
+    assert all(vertices.dtype[name] == np.dtype("<f4") for name in vertices.dtype.names)
+    seen = cloud.opacities > 0
+    assert len(vertices) == seen.sum() == n - 1
+
+    def stacked(*names: str) -> np.ndarray:
+        return np.stack([vertices[name] for name in names], axis=1)
+
+    np.testing.assert_array_equal(stacked("x", "y", "z"), cloud.means[seen])
+    np.testing.assert_array_equal(stacked("nx", "ny", "nz"), 0)
+    np.testing.assert_array_equal(stacked("rot_0", "rot_1", "rot_2", "rot_3"), cloud.quats[seen])
+    np.testing.assert_allclose(np.exp(stacked("scale_0", "scale_1", "scale_2")), cloud.scales[seen], rtol=1e-5)
+    np.testing.assert_allclose(1 / (1 + np.exp(-vertices["opacity"])), cloud.opacities[seen], atol=2e-6)
+    np.testing.assert_allclose(0.5 + 0.5 / np.sqrt(np.pi) * stacked("f_dc_0", "f_dc_1", "f_dc_2"), colours[seen], atol=1e-6)
+
+
+def asked(one_row: tuple[str, str], output: Path, **changes: Any) -> InspectGaussiansConfig:
+    return InspectGaussiansConfig(
+        **{"dataset": one_row[0], "gaussians": "gaussians", "key": one_row[1], "output": str(output), "view": False, **changes}
+    )
+
+
+def test_an_unknown_key_is_refused_by_name(one_row: tuple[str, str], tmp_path: Path) -> None:
+    wrong = one_row[1][:-1] + "x"
+    with pytest.raises(ConfigError, match=rf"^key={wrong}: not among the 1 rows of .*; there are {one_row[1]} \.\.\.$"):
+        run(asked(one_row, tmp_path, key=wrong))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_viser_the_extra_is_named(one_row: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *arguments: Any, **keywords: Any) -> Any:
+        if name == "viser":
+            raise ModuleNotFoundError("No module named 'viser'")
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ConfigError, match=r"^view=true: No module named 'viser'; install the extra: .*\[viewer\]"):
+        run(asked(one_row, tmp_path, view=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_viewer_is_opened_with_what_was_rendered(one_row: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple] = []
+    monkeypatch.setattr(inspect_gaussians, "_viser", lambda: "viser")
+    monkeypatch.setattr(inspect_gaussians, "show", lambda *arguments: shown.append(arguments))
+    run(asked(one_row, tmp_path, view=True))
+    window, cloud = read_row(one_row)
+    ((_, given, colours, frames),) = shown
+    assert np.array_equal(given.means, cloud.means)
+    assert np.array_equal(colours, context_colours((window[0], window[-1])))
+    assert [frame.name for frame in frames] == [frame.name for frame in window]

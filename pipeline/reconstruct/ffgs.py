@@ -40,7 +40,7 @@ class FfgsReconstructor:
             ffgs.get_model_spec(model)
         except KeyError as error:
             raise ConfigError(f"reconstructor.model={model}: {error.args[0]}") from error
-        self.model, self.device = model, choose_device(device)
+        self.model, self.device, self.uses_gpu = model, choose_device(device), device != "cpu"
         self.pipeline = ffgs.GSPipeline.from_pretrained(weights, model_type=model, device=self.device)
 
     def describe(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Reconstructor(Protocol):
     """Whether the frames must carry depth."""
 
     uses_gpu: bool
-    """Whether an actor that runs it should reserve one."""
+    """Whether an actor that runs it should reserve one where the cluster has any."""
 
     def describe(self) -> dict[str, Any]:
         """What goes into the column's note of what made it: settings, weights hash. Plain JSON."""

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+import training.torchvision_ops  # noqa: F401  (before ffgs)
+
 pytest.importorskip("ffgs", reason="the extra `ffgs` is not installed")
 
 from configs import ConfigError, load

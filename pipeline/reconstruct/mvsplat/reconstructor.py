@@ -28,7 +28,7 @@ class MVSplatReconstructor:
         if not 0 < near < far < float("inf"):
             raise ConfigError(f"reconstructor.near={near}, reconstructor.far={far}: must be 0 < near < far, in metres")
         self.device = choose_device(device)
-        self.uses_gpu = self.device.type == "cuda"
+        self.uses_gpu = device != "cpu"  # the actor may stand on another machine than the one that asks
         self.near, self.far, self.made_up = near, far, checkpoint == RULE
         self.encoder = load_encoder(checkpoint, self.device)
 

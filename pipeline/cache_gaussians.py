@@ -42,15 +42,18 @@ def run(config: CacheGaussiansConfig) -> None:
     }
     gaussians, operators = Column(config.dataset, config.column), Column(config.dataset, config.operators.column)
     rows_of_shard = np.bincount(frames.shard_of_rows()).tolist()
+    with_operators = config.operators.targets != "none"
+    if config.keep_gaussians:
+        gaussians.declare({"column": "gaussians", **made_by})
+    if with_operators:
+        operators.declare({"column": "operators", **made_by, "targets": config.operators.targets, "values": config.operators.values})
     built = 0
     with joined(config.ray) as cluster:
         workers, resources = cluster.model_stage(config.actor, gpu=reconstructor.uses_gpu)
         if config.keep_gaussians:
-            gaussians.declare({"column": "gaussians", **made_by})
             built += run_column(gaussians, GaussiansMaker, (config.dataset, config.reconstructor), rows_of_shard, workers, resources)
             open_columns(config.dataset, ["frames", config.column])
-        if config.operators.targets != "none":
-            operators.declare({"column": "operators", **made_by, "targets": config.operators.targets, "values": config.operators.values})
+        if with_operators:
             source = config.column if config.keep_gaussians else None
             if source:
                 workers, resources = cluster.model_stage(config.actor, gpu=False)

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from pipeline.cluster import result_of
+from storage import codec
 from storage.column import Column
 from storage.location import StorageError
 from storage.shard import Row
 
 _RESTARTS = 3
+_SHOWN = 5  # failures and refusals that are printed
 
 
 class ShardMaker(Protocol):
@@ -55,21 +57,21 @@ def run_column(
         def __init__(self) -> None:
             self.maker = make(*arguments)
 
-        def build(self, number: int) -> tuple[int, int]:
-            refused = 0
+        def build(self, number: int) -> tuple[int, dict[str, str]]:
+            refused: dict[str, str] = {}
 
-            def counted() -> Iterator[Row]:
-                nonlocal refused
+            def noted() -> Iterator[Row]:
                 for key, members in self.maker.rows(number):
-                    refused += "skipped.json" in members
+                    if "skipped.json" in members:
+                        refused[key] = codec.decode_json(members["skipped.json"])["reason"]
                     yield key, members
 
-            return column.commit(number, counted()), refused
+            return column.commit(number, noted()), refused
 
     options: dict[str, Any] = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS, **resources}
     builder: Any = ray.remote(**options)(Builder)
     failures: dict[int, Exception] = {}
-    refused_rows = 0
+    refused: dict[str, str] = {}  # why, by row
     with tqdm(total=sum(rows_of_shard[n] for n in missing), unit="row", desc=column.name, mininterval=1.0) as bar:
         queue = list(reversed(missing))
         actors = [builder.remote() for _ in range(min(workers, len(missing)))]
@@ -78,9 +80,9 @@ def run_column(
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, number = running.pop(done)
             try:
-                rows, refused = result_of(done)
+                rows, refused_here = result_of(done)
                 bar.update(rows)
-                refused_rows += refused
+                refused |= refused_here
             except ray.exceptions.ActorDiedError as error:  # it could not start, or died more often than it may be restarted
                 failures[number] = error
                 continue
@@ -93,12 +95,13 @@ def run_column(
         lines = [f"shard {n}: {_reason(e)}" for n, e in sorted(failures.items())]
         raise ShardsFailed(
             f"{column.url}: {len(failures) + len(queue)} of {total} shards failed or were not begun; mend the cause and run again. "
-            + "; ".join(lines[:5])
+            + "; ".join(lines[:_SHOWN])
         )
     in_all = column.write_manifest(total)
     print(f"{column.url}: {total} shards, {in_all} rows", flush=True)
-    if refused_rows:
-        print(f"{column.url}: of the rows just built {refused_rows} were refused and hold nothing; why: their skipped.json", flush=True)
+    if refused:
+        shown = "".join(f"\n  {key}: {refused[key]}" for key in sorted(refused)[:_SHOWN])
+        print(f"{column.url}: {len(refused)} rows were refused and hold nothing, as their skipped.json says:{shown}", flush=True)
     return len(missing)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from configs.schema import BackboneConfig, BuildShardsConfig
-from pipeline.reconstruct.reconstructor import make_reconstructor
+from pipeline.reconstruct.reconstructor import BadPair, make_reconstructor
 from pipeline.scan import report_url
 from pipeline.scannetpp import BadFrame, SceneReader
 from pipeline.windows import PlannedWindow
 from storage import codec
 from storage.column import Column
-from storage.domain import Frame
+from storage.domain import Camera, Frame, Gaussians
 from storage.gaussians import decode_gaussians, encode_gaussians, transparent_gaussians
 from storage.location import StorageError
 from storage.operator import encode_operator
@@ -83,13 +84,20 @@ class GaussiansMaker:
         self.reconstructor = make_reconstructor(reconstructor)
 
     def rows(self, number: int) -> Iterator[Row]:
-        for key, pair in context_pairs(self.frames, number):
-            cameras = [view.camera for view in pair]
-            try:
-                yield key, encode_gaussians(self.reconstructor.reconstruct(pair), cameras)
-            except ValueError as error:  # BadPair, or Gaussians that the record cannot hold
-                skipped = codec.encode_json({"reason": str(error)})
-                yield key, {**encode_gaussians(transparent_gaussians(cameras), cameras), "skipped.json": skipped}
+        rows = iter(context_pairs(self.frames, number))
+        while part := list(islice(rows, self.reconstructor.batch)):
+            made = self.reconstructor.reconstruct_batch([pair for _, pair in part])
+            for (key, pair), cloud in zip(part, made, strict=True):
+                yield key, self._members(cloud, [view.camera for view in pair])
+
+    def _members(self, cloud: Gaussians | BadPair, cameras: Sequence[Camera]) -> dict[str, bytes]:
+        try:
+            if isinstance(cloud, BadPair):
+                raise cloud
+            return encode_gaussians(cloud, cameras)
+        except ValueError as error:  # BadPair, or Gaussians that the record cannot hold
+            skipped = codec.encode_json({"reason": str(error)})
+            return {**encode_gaussians(transparent_gaussians(cameras), cameras), "skipped.json": skipped}
 
 
 class OperatorsMaker:

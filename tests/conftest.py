@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 # Before torch is imported, and for every process that a test starts: OpenMP's threads wait by spinning, so on a shared machine two of
@@ -49,6 +50,12 @@ def command(*arguments: str, environment: dict[str, str] | None = None, check: b
     if check and result.returncode:
         raise AssertionError(f"{' '.join(arguments)} ended with {result.returncode}:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result
+
+
+def hashes(folder: str) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope="session")

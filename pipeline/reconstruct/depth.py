@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from configs import ConfigError
-from pipeline.reconstruct.reconstructor import BadPair
+from pipeline.reconstruct.reconstructor import BadPair, Reconstructor
 from storage.domain import Frame, Gaussians
 
 
-class DepthReconstructor:
+class DepthReconstructor(Reconstructor):
     """`footprint` is the standard deviation of a Gaussian in pixels of its own view."""
 
     needs_depth = True

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from configs import ConfigError
-from pipeline.reconstruct.reconstructor import BadPair, check_pair, choose_device
+from pipeline.reconstruct.reconstructor import BadPair, Reconstructor, check_pair, choose_device
 from storage.domain import Camera, Frame, Gaussians
 from storage.gaussians import encode_gaussians
 from training import torchvision_ops  # noqa: F401  (before ffgs, which imports torchvision)
@@ -23,7 +23,7 @@ _WHY = (
 )
 
 
-class FfgsReconstructor:
+class FfgsReconstructor(Reconstructor):
     """`model`: the model type under which ffgs knows it: built in, or of an installed package with an entry point in `ffgs.models`.
     `weights`: a folder written by its `save_pretrained`, a name in its zoo, or a hub repository. `device`: as for mvsplat."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 import numpy as np
@@ -23,7 +24,7 @@ class BadPair(ValueError):
     """This context pair cannot be reconstructed. The message says why; the row stays, with Gaussians of opacity 0."""
 
 
-class Reconstructor(Protocol):
+class Reconstructor(ABC):
     """Frozen: the same views give the same Gaussians."""
 
     needs_depth: bool
@@ -32,17 +33,31 @@ class Reconstructor(Protocol):
     uses_gpu: bool
     """Whether an actor that runs it should reserve one where the cluster has any."""
 
+    batch: int = 1
+    """How many pairs the stage hands to `reconstruct_batch` at a time."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What goes into the column's note of what made it: settings, weights hash. Plain JSON."""
-        ...
 
+    @abstractmethod
     def check_size(self, height: int, width: int) -> None:
         """Raises ConfigError where images of that size cannot be taken, before any work."""
-        ...
 
+    @abstractmethod
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
-        """One Gaussian per pixel of each view, in the order view, row, column, in the world frame of the cameras."""
-        ...
+        """The Gaussians of one context pair, in the world frame of its cameras. Raises BadPair."""
+
+    def reconstruct_batch(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
+        """For each pair, all of one image size, its Gaussians or why there are none: one after the other, unless a reconstructor can do
+        better."""
+        return [self._or_why_not(views) for views in pairs]
+
+    def _or_why_not(self, views: Sequence[Frame]) -> Gaussians | BadPair:
+        try:
+            return self.reconstruct(views)
+        except BadPair as refusal:
+            return refusal
 
 
 def make_reconstructor(config: dict[str, Any]) -> Reconstructor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,7 @@ from storage import codec, location
 from storage.column import Manifest, open_columns, read_members
 from storage.gaussians import decode_gaussians
 from storage.rows import decode_frame, decode_window
-from tests.conftest import BUILD, command
-
-
-def hashes(folder: str) -> dict[str, str]:
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+from tests.conftest import BUILD, command, hashes
 
 
 def read_row(manifest: Manifest, row: int) -> dict[str, bytes]:

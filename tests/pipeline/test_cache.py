@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,10 @@ from pipeline.makers import GaussiansMaker, context_pairs
 from pipeline.reconstruct.depth import DepthReconstructor
 from pipeline.reconstruct.reconstructor import BadPair
 from storage import codec
-from storage.column import Column, open_columns, read_members
+from storage.column import Column, Manifest, open_columns, read_members
 from storage.gaussians import decode_gaussians
 from storage.rows import decode_window
-from tests.conftest import REPOSITORY, command
+from tests.conftest import REPOSITORY, command, hashes
 
 
 def descendants(pid: int) -> Iterator[tuple[int, str]]:
@@ -43,20 +45,81 @@ def descendants(pid: int) -> Iterator[tuple[int, str]]:
             yield child, line[child]
 
 
-def test_a_killed_actor_leaves_no_trace_in_the_column(dataset: str) -> None:
-    arguments = ["pipeline/cache_gaussians.py", f"dataset={dataset}", "column=again", "ray.workers=2"]
+RULE = ("reconstructor=mvsplat", "reconstructor.checkpoint=rule", "reconstructor.batch=2", "column=mvsplat", "ray.workers=2")
+
+
+@pytest.fixture(scope="module")
+def pairs_64(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of 64 context pairs in 16 shards, and MVSplat's Gaussians of them (made-up weights, which mean nothing)."""
+    root, url = (str(tmp_path_factory.mktemp(name)) for name in ("rooms_64", "pairs_64"))
+    command("pipeline/make_rooms.py", f"root={root}", "rooms=3", "frames=40", "scale=0.125", "val=1", "seed=3")
+    made = ("width=96", "height=64", "rows_per_shard=4", "features=false", "source=synthetic-rooms", "licence=MIT", "window.stride=1")
+    command("pipeline/build_shards.py", f"root={root}", f"dataset={url}", *made)
+    command("pipeline/cache_gaussians.py", f"dataset={url}", *RULE)
+    return url
+
+
+def test_a_killed_actor_leaves_no_trace_in_the_column(pairs_64: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(pairs_64, "frames"), tmp_path / "frames")
+    arguments = ["pipeline/cache_gaussians.py", f"dataset={tmp_path}", *RULE]
     process = subprocess.Popen([sys.executable, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    builders: set[int] = set()
     deadline, killed = time.monotonic() + 120, None
     while killed is None and time.monotonic() < deadline and process.poll() is None:
-        killed = next((pid for pid, line in descendants(process.pid) if "ray::Builder" in line), None)
+        at_work = {pid: "Builder.build" in line for pid, line in descendants(process.pid) if "ray::Builder" in line}
+        builders |= at_work.keys()
+        if len(at_work) == 2 and all(at_work.values()) and list(tmp_path.glob("mvsplat/*.parquet")):
+            killed = min(at_work)
+            os.kill(killed, signal.SIGKILL)
     assert killed is not None, process.communicate()[0][-2000:]
-    os.kill(killed, signal.SIGKILL)
+    assert len(list(tmp_path.glob("mvsplat/*.parquet"))) < 16
+    while process.poll() is None and time.monotonic() < deadline:
+        builders |= {pid for pid, line in descendants(process.pid) if "ray::Builder" in line}
+        time.sleep(0.05)
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed[-3000:]
-    tars = sorted(Path(dataset, "gaussians").glob("*.tar"))
-    assert len(tars) >= 2
-    for tar in tars:
-        assert Path(dataset, "again", tar.name.replace("gaussians", "again")).read_bytes() == tar.read_bytes()
+    assert len(builders) == 3  # the two, and one in place of the killed
+    keys = Manifest(str(tmp_path), "mvsplat").keys
+    assert keys == Manifest(pairs_64, "frames").keys
+    assert len(set(keys)) == 64
+    assert hashes(str(tmp_path / "mvsplat")) == hashes(f"{pairs_64}/mvsplat")
+
+
+def test_another_reconstructor_goes_into_another_column(pairs_64: str) -> None:
+    result = command("pipeline/cache_gaussians.py", f"dataset={pairs_64}", "column=mvsplat", check=False)
+    assert result.returncode == 1
+    assert "reconstructor.name: there 'mvsplat', here 'depth'" in result.stderr
+    assert "choose another dataset URL or column name" in result.stderr
+    command("pipeline/cache_gaussians.py", f"dataset={pairs_64}")
+    beside = open_columns(pairs_64, ["frames", "mvsplat", "gaussians"])
+    assert [beside[name].made_by["reconstructor"]["name"] for name in ("mvsplat", "gaussians")] == ["mvsplat", "depth"]
+
+
+def test_bad_pairs_are_reported_with_their_reasons(pairs_64: str, tmp_path: Path) -> None:
+    """Through the whole stage: they keep their rows, beside sound ones in the same pass."""
+    spoils: list[Callable[[list[dict[str, Any]]], object]] = [
+        lambda cameras: None,
+        lambda cameras: cameras[0]["K"][0].__setitem__(0, 0.0),
+        lambda cameras: cameras[-1]["c2w"][1].__setitem__(1, 2.0),
+        lambda cameras: cameras.__setitem__(-1, cameras[0]),
+    ]
+    source, rows = Column(pairs_64, "frames"), []
+    for spoil, (key, members) in zip(spoils, source.read_shard(0), strict=True):
+        header = codec.decode_json(members["window.json"])
+        spoil(header["cameras"])
+        rows.append((key, {**members, "window.json": codec.encode_json(header)}))
+    spoiled = Column(str(tmp_path), "frames")
+    spoiled.declare({name: value for name, value in source.made_by().items() if name != "format_version"})
+    spoiled.commit(0, rows)
+    spoiled.write_manifest(1)
+
+    printed = command("pipeline/cache_gaussians.py", f"dataset={tmp_path}", *RULE).stdout
+    assert "3 rows were refused" in printed
+    reasons = [line.split(": frame")[1] for line in printed.splitlines() if line.startswith("  ")]
+    expected = ["focal lengths 0 and", "the pose is not rigid", "the cameras stand 0 m apart"]
+    assert all(part in reason for part, reason in zip(expected, reasons, strict=True))
+    made = dict(Column(str(tmp_path), "mvsplat").read_shard(0))
+    assert ["skipped.json" in made[key] for key, _ in rows] == [False, True, True, True]
 
 
 def test_operators_instead_of_gaussians_are_the_same_operators(dataset: str) -> None:

@@ -26,7 +26,7 @@ from pipeline.reconstruct.mvsplat.plane_sweep import correlate, disparity_candid
 from pipeline.reconstruct.mvsplat.transformer import Windows, attend, position_encoding
 from pipeline.reconstruct.reconstructor import BadPair, make_reconstructor
 from storage import location
-from storage.domain import Camera, Frame
+from storage.domain import Camera, Frame, Gaussians
 from tests.pipeline.mvsplat_plain import plain, plain_attend, plain_attention, plain_correlate
 from training.splat.rasterize import gaussian_covariances
 
@@ -442,6 +442,23 @@ def test_what_is_not_valid_is_not_seen(reconstructor: MVSplatReconstructor, pair
     assert (whole.opacities > 0).all()
 
 
+def test_a_batch_gives_each_pair_what_it_gets_alone(reconstructor: MVSplatReconstructor, pair: list[Frame]) -> None:
+    """The limits are those of the goldens; a pair that is refused does not hold up the others."""
+    pairs = [pair, [pair[0], pair[0]], pair[::-1]]
+    first, refused, second = reconstructor.reconstruct_batch(pairs)
+    assert isinstance(refused, BadPair)
+    assert "0 m apart" in str(refused)
+    for views, made in ((pairs[0], first), (pairs[2], second)):
+        assert isinstance(made, Gaussians)
+        alone = reconstructor.reconstruct(views)
+        centres = np.repeat([view.camera.c2w[:3, 3] for view in views], 64 * 64, axis=0)
+        depth = np.linalg.norm(alone.means - centres, axis=1)
+        assert (np.abs(made.means - alone.means).max(axis=1) <= 5e-5 * depth**2 + 1e-4).all()
+        assert (np.abs(made.scales - alone.scales) <= alone.scales * (5e-5 * depth + 1e-4)[:, None]).all()
+        np.testing.assert_allclose(made.quats, alone.quats, atol=2e-4)
+        np.testing.assert_allclose(made.opacities, alone.opacities, atol=5e-5)
+
+
 def seen_by(frame: Frame, **changes: Any) -> Frame:
     return replace(frame, camera=replace(frame.camera, **changes))
 
@@ -510,6 +527,7 @@ def test_the_note_says_what_made_the_column(reconstructor: MVSplatReconstructor)
         ({"near": 0.0}, r"reconstructor\.near=0\.0.* 0 < near < far"),
         ({"far": 0.5}, "0 < near < far"),
         ({"far": float("nan")}, "0 < near < far"),
+        ({"batch": 0}, r"reconstructor\.batch=0: must be 1 or more"),
         ({"device": "tpu9"}, r"reconstructor\.device=tpu9: use auto"),
         ({"checkpoint": "memory://nothing/there.ckpt"}, "there.ckpt: not found"),
     ],

@@ -11,23 +11,26 @@ import torch
 from configs import ConfigError
 from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
 from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
-from pipeline.reconstruct.reconstructor import BadPair, check_pair, choose_device
+from pipeline.reconstruct.reconstructor import BadPair, Reconstructor, check_pair, choose_device
 from storage.domain import Camera, Frame, Gaussians
 from training.backbone import PATCH, hash_weights
 
 _BOTH = 112  # the least common multiple of MULTIPLE and PATCH
 
 
-class MVSplatReconstructor:
+class MVSplatReconstructor(Reconstructor):
     """`checkpoint`: path or URL of the MVSplat authors' `re10k.ckpt`, or `rule` for made-up weights whose Gaussians mean nothing (tests and
-    timing). `near`, `far`: the depths searched, in metres. `device`: `auto` (a CUDA device where there is one), `cpu`, `cuda`, `cuda:1`."""
+    timing). `near`, `far`: the depths searched, in metres. `batch`: pairs in one pass. `device`: `auto` (a CUDA device where there is one),
+    `cpu`, `cuda`, `cuda:1`."""
 
     needs_depth = False
 
-    def __init__(self, checkpoint: str, near: float, far: float, device: str = "auto") -> None:
+    def __init__(self, checkpoint: str, near: float, far: float, batch: int = 1, device: str = "auto") -> None:
         if not 0 < near < far < float("inf"):
             raise ConfigError(f"reconstructor.near={near}, reconstructor.far={far}: must be 0 < near < far, in metres")
-        self.device = choose_device(device)
+        if batch < 1:
+            raise ConfigError(f"reconstructor.batch={batch}: must be 1 or more pairs")
+        self.device, self.batch = choose_device(device), batch
         self.uses_gpu = device != "cpu"  # the actor may stand on another machine than the one that asks
         self.near, self.far, self.made_up = near, far, checkpoint == RULE
         self.encoder = load_encoder(checkpoint, self.device)
@@ -39,6 +42,7 @@ class MVSplatReconstructor:
             "weights_sha256": hash_weights(self.encoder.state_dict()),
             "near": self.near,
             "far": self.far,
+            "batch": self.batch,  # kernels are chosen by shape, so the last bits hang on it
         }
 
     def check_size(self, height: int, width: int) -> None:
@@ -51,25 +55,50 @@ class MVSplatReconstructor:
 
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
         """One Gaussian per pixel; opacity 0 where the context pixel is not valid. Raises BadPair for what the network cannot take."""
-        check_pair(views)
+        (made,) = self.reconstruct_batch([views])
+        if isinstance(made, BadPair):
+            raise made
+        return made
+
+    def reconstruct_batch(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
+        """In one pass all pairs that the network can take."""
+        refusals = [self._refusal(views) for views in pairs]
+        made = iter(self._encode([views for views, refusal in zip(pairs, refusals, strict=True) if refusal is None]))
+        return [next(made) if refusal is None else refusal for refusal in refusals]
+
+    def _refusal(self, views: Sequence[Frame]) -> BadPair | None:
         try:
+            check_pair(views)
             self.check_size(*views[0].image.shape[:2])
+        except BadPair as refusal:
+            return refusal
         except ConfigError as error:
-            raise BadPair(str(error)) from error
-        cameras = [view.camera for view in views]
-        image = torch.from_numpy(np.stack([view.image for view in views])).to(self.device).permute(0, 3, 1, 2).float() / 255
+            return BadPair(str(error))
+        return None
+
+    def _encode(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
+        """Checked pairs, at most as many as fit on the device."""
+        if not pairs:
+            return []
+        image = torch.from_numpy(np.stack([[view.image for view in views] for views in pairs])).to(self.device)
         c2w, K = (
-            torch.from_numpy(np.stack(arrays)).float().to(self.device)
-            for arrays in ([camera.c2w for camera in cameras], [_normalised(camera) for camera in cameras])
+            torch.from_numpy(np.stack([[of(view.camera) for view in views] for views in pairs])).float().to(self.device)
+            for of in (lambda camera: camera.c2w, _normalised)
         )
-        near, far = (image.new_full((1, 2), value) for value in (self.near, self.far))
+        near, far = (c2w.new_full((len(pairs), 2), value) for value in (self.near, self.far))
         with torch.inference_mode():
-            made = self.encoder(image[None], c2w[None], K[None], near, far, harmonics=False)
-        means, quats, scales, opacities = (x[0].cpu().numpy() for x in (made.means, made.quats, made.scales, made.opacities))
-        if not all(np.isfinite(x).all() for x in (means, quats, scales, opacities)):
-            raise BadPair(f"frames {views[0].name}, {views[1].name}: the network gave values that are not finite")
-        valid = np.concatenate([view.valid.reshape(-1) for view in views])
-        return Gaussians(means, quats, scales, np.where(valid, opacities, np.float32(0)))
+            made = self.encoder(image.permute(0, 1, 4, 2, 3).float() / 255, c2w, K, near, far, harmonics=False)
+        arrays = (x.cpu().numpy() for x in (made.means, made.quats, made.scales, made.opacities))
+        return [_gaussians(views, *of_pair) for views, *of_pair in zip(pairs, *arrays, strict=True)]
+
+
+def _gaussians(
+    views: Sequence[Frame], means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray
+) -> Gaussians | BadPair:
+    if not all(np.isfinite(x).all() for x in (means, quats, scales, opacities)):
+        return BadPair(f"frames {views[0].name}, {views[1].name}: the network gave values that are not finite")
+    valid = np.concatenate([view.valid.reshape(-1) for view in views])
+    return Gaussians(means, quats, scales, np.where(valid, opacities, np.float32(0)))
 
 
 def _normalised(camera: Camera) -> np.ndarray:

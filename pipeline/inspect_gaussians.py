@@ -48,7 +48,7 @@ def run(config: InspectGaussiansConfig) -> None:
     row = _find(config.key, columns["frames"].keys, config.dataset)
     window = read_window(columns["frames"], row)
     cloud = read_gaussians(columns[config.gaussians], row, window)
-    colours = context_colours((window[0], window[-1]))
+    colours = context_colours(cloud, (window[0], window[-1]))
     roles = {"context 0": window[0], "target": middle(window), "context 1": window[-1]}
     views = {role: see(cloud, colours, frame) for role, frame in roles.items()}
     location.write_bytes(join(config.output, f"{config.key}.png"), to_png(views_sheet(config.key, views)))

@@ -21,6 +21,7 @@ from storage.location import join
 from storage.rows import decode_frame, decode_window
 from training.pictures import label_colours, to_png
 from training.splat import rasterize
+from training.splat.window import window_lift
 
 
 def run(config: InspectConfig) -> None:
@@ -65,12 +66,13 @@ def rendered_sheet(keys: Sequence[str], windows: Sequence[Sequence[Frame]], clou
 
 def render_view(cloud: Gaussians, context: Sequence[Frame], target: Frame) -> tuple[np.ndarray, np.ndarray]:
     """The context images, carried by their Gaussians, seen from the target's camera: [H,W,3] in [0,1] and alpha [H,W]."""
-    return render_features(cloud, context_colours(context), target.camera)
+    return render_features(cloud, context_colours(cloud, context), target.camera)
 
 
-def context_colours(context: Sequence[Frame]) -> np.ndarray:
-    """The colour of each Gaussian of a context pair, its pixel's: [N,3] float32 in [0,1]."""
-    return np.concatenate([frame.image.reshape(-1, 3) for frame in context]).astype(np.float32) / 255
+def context_colours(cloud: Gaussians, context: Sequence[Frame]) -> np.ndarray:
+    """The colour of each Gaussian of a context pair, lifted from the images as features are, pixel by pixel: [N,3] float32 in [0,1]."""
+    images = torch.from_numpy(np.stack([frame.image for frame in context])).float() / 255
+    return window_lift(cloud, context, grid=(images.shape[1], images.shape[2])).apply(images.flatten(0, 2)).numpy()
 
 
 def render_features(cloud: Gaussians, features_nc: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:

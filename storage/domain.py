@@ -60,7 +60,8 @@ class Frame:
 
 @dataclass(frozen=True)
 class Gaussians:
-    """One Gaussian per context pixel, in the order view, row, column.
+    """What a reconstructor makes of a context pair: one Gaussian per context pixel, in the order view, row, column, on that pixel's ray; or
+    where not `pixel_aligned` any number, anywhere.
 
     means [N,3] float32 metres, world frame; quats [N,4] float32 (w,x,y,z), unit length; scales [N,3] float32 metres (standard deviations);
     opacities [N] float32 in [0,1].
@@ -70,6 +71,7 @@ class Gaussians:
     quats: np.ndarray
     scales: np.ndarray
     opacities: np.ndarray
+    pixel_aligned: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.means)

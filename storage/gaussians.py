@@ -1,39 +1,68 @@
-"""A row of a `gaussians` column: one Gaussian per context pixel in 10 bytes, given the context cameras that its `frames` row holds.
+"""A row of a `gaussians` column: a context pair's Gaussians in a few bytes each, given the context cameras that its `frames` row holds.
 
-Each Gaussian sits on its pixel's ray, so its mean is a distance and an offset of at most half a pixel. Two members:
+Two members:
 
     gaussians.json   format, count, and for each plane of numbers: rows stored (1 where all are equal) and its range
-    gaussians.bin    the planes one after the other, little-endian, Gaussians in the order view, row, column:
-                     distance  u16      along the ray from the camera, metres, logarithmic within its range
-                     offset    u8       from the pixel's centre in 16ths of a pixel: x in the low 4 bits, y in the high ones, both signed
-                     scales    3 x u8   standard deviations over (distance x mean of 1/fx, 1/fy), logarithmic within their range
-                     rotation  3 x u8   unit quaternion: the largest component's index (2 bits), the other three (7 bits each)
-                     opacity   u8       255ths
+    gaussians.bin    the planes one after the other, little-endian
 
-What it costs in accuracy is measured by tests/storage/test_gaussians.py.
+Format `pixel-aligned-1`, 10 bytes: one Gaussian per context pixel in the order view, row, column. Each sits on its pixel's ray, so its mean
+is a distance and an offset of at most half a pixel. Format `free-1`, 13 bytes: any number anywhere, in the order given, without those of
+opacity 0. The planes:
+
+    distance    u16      metres from the pixel's camera, or (free) from the middle between the cameras, logarithmic within its range
+    offset      u8       from the pixel's centre in 16ths of a pixel: x in the low 4 bits, y in the high ones, both signed
+    direction   2 x u16  (free, instead of the offset) in the world frame: the unit vector's octahedral map, a square from -1 to 1
+    scales      3 x u8   standard deviations over (distance x mean of 1/fx, 1/fy), logarithmic within their range
+    rotation    3 x u8   unit quaternion: the largest component's index (2 bits), the other three (7 bits each)
+    opacity     u8       255ths
+
+What it costs in accuracy is measured by tests/storage/test_gaussians.py and tests/bench/bench_gaussians.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from storage import codec
 from storage.domain import Camera, Gaussians
 
-FORMAT = "pixel-aligned-1"
 MEMBERS = ("gaussians.json", "gaussians.bin")
 
-_PLANES = {"distance": ("<u2", 1), "offset": ("u1", 1), "scales": ("u1", 3), "rotation": ("u1", 3), "opacity": ("u1", 1)}
+_SHAPE = {"scales": ("u1", 3), "rotation": ("u1", 3), "opacity": ("u1", 1)}
+_ALIGNED, _FREE = "pixel-aligned-1", "free-1"
+_PLANES = {
+    _ALIGNED: {"distance": ("<u2", 1), "offset": ("u1", 1), **_SHAPE},
+    _FREE: {"distance": ("<u2", 1), "direction": ("<u2", 2), **_SHAPE},
+}
 _STRAY = 0.5 + 1e-2  # pixels; beyond it a Gaussian is not its pixel's
+_DOT = 1e-2  # pixels; what is narrower than that shows as if it were that wide
 
 
 def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str, bytes]:
-    """The members of a row. `cameras` are the context views', whose pixels the Gaussians belong to.
+    """The members of a row. `cameras` are the context views', whose pixels the Gaussians belong to where they are pixel-aligned.
 
-    Raises ValueError where the Gaussians are not one per pixel, or one that is not transparent lies off its pixel's ray.
+    Raises ValueError for values that are not finite; where pixel-aligned Gaussians are not one per pixel, or one that is not transparent
+    lies off its pixel's ray; where free ones are all transparent.
     """
+    if gaussians.pixel_aligned:
+        return _encode_aligned(gaussians, cameras)
+    seen = np.rint(gaussians.opacities * 255) > 0
+    if not seen.any():
+        raise ValueError(f"all {len(gaussians)} Gaussians are transparent")
+    centre, unit = _middle(cameras)
+    ray = gaussians.means[seen] - centre
+    if not np.isfinite(ray).all():
+        raise ValueError("means must be finite")
+    distance = np.maximum(np.linalg.norm(ray, axis=1), 1e-6)
+    planes = {"direction": _pack_directions(ray)}
+    kept = replace(gaussians, **{name: getattr(gaussians, name)[seen] for name in ("means", "quats", "scales", "opacities")})
+    return _members(_FREE, kept, distance, distance * unit, planes)
+
+
+def _encode_aligned(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str, bytes]:
     centres, pixels, unit = _pixels(cameras)
     if len(gaussians) != len(pixels):
         raise ValueError(f"{len(gaussians)} Gaussians for {len(pixels)} context pixels; this format holds one each")
@@ -43,19 +72,9 @@ def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[st
     if stray.any():
         raise ValueError(f"Gaussian {int(stray.argmax())} lies off its pixel's ray; this format holds pixel-aligned Gaussians")
     distance, offset = np.where(seen, distance, 1.0), np.where(seen[:, None], offset, 0.0)
-    footprint = np.where(seen[:, None], gaussians.scales / (distance * unit)[:, None], 1.0)
-    ranges: dict[str, list[float]] = {}
-    ranges["distance"], distance_plane = _logarithmic(distance, seen, 65535, "<u2")
-    ranges["scales"], scales_plane = _logarithmic(footprint, seen, 255, "u1")
     sixteenths = np.clip(np.rint(offset * 16), -8, 7).astype(np.int8) & 15
-    planes = {
-        "distance": distance_plane[:, None],
-        "offset": (sixteenths[:, 0] | sixteenths[:, 1] << 4).astype(np.uint8)[:, None],
-        "scales": scales_plane,
-        "rotation": _pack_rotations(gaussians.quats),
-        "opacity": np.rint(np.clip(gaussians.opacities, 0, 1) * 255).astype(np.uint8)[:, None],
-    }
-    return _members(len(gaussians), planes, ranges)
+    planes = {"offset": (sixteenths[:, 0] | sixteenths[:, 1] << 4).astype(np.uint8)[:, None]}
+    return _members(_ALIGNED, gaussians, distance, distance * unit, planes)
 
 
 def transparent_gaussians(cameras: Sequence[Camera]) -> Gaussians:
@@ -69,35 +88,64 @@ def transparent_gaussians(cameras: Sequence[Camera]) -> Gaussians:
 def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) -> Gaussians:
     """The Gaussians of a row, in float32. Raises ValueError for another format, or for cameras of another size."""
     header = codec.decode_json(members["gaussians.json"])
-    if header["format"] != FORMAT:
-        raise ValueError(f"gaussians of format {header['format']!r}, this code reads {FORMAT!r}; build the column again")
+    if header["format"] not in _PLANES:
+        known = ", ".join(map(repr, _PLANES))
+        raise ValueError(f"gaussians of format {header['format']!r}, this code reads {known}; build the column again")
     count = header["count"]
     planes, start = {}, 0
-    for name, (dtype, width) in _PLANES.items():
+    for name, (dtype, width) in _PLANES[header["format"]].items():
         rows = header["rows"][name]
         plane = np.frombuffer(members["gaussians.bin"], dtype, rows * width, start).reshape(rows, width)
         planes[name] = np.broadcast_to(plane, (count, width))
         start += plane.nbytes
-    centres, pixels, unit = _pixels(cameras)
-    if count != len(pixels):
-        raise ValueError(f"{count} Gaussians stored, but the cameras have {len(pixels)} pixels")
     distance = _exponential(planes["distance"][:, 0], header["ranges"]["distance"], 65535)
-    nibbles = np.stack([planes["offset"][:, 0] & 15, planes["offset"][:, 0] >> 4], axis=1).astype(np.int8)
-    offset = np.where(nibbles > 7, nibbles - 16, nibbles) / 16
+    if header["format"] == _ALIGNED:
+        centres, pixels, unit = _pixels(cameras)
+        if count != len(pixels):
+            raise ValueError(f"{count} Gaussians stored, but the cameras have {len(pixels)} pixels")
+        nibbles = np.stack([planes["offset"][:, 0] & 15, planes["offset"][:, 0] >> 4], axis=1).astype(np.int8)
+        directions = _directions(pixels + np.where(nibbles > 7, nibbles - 16, nibbles) / 16, cameras)
+    else:
+        centres, unit = _middle(cameras)
+        directions = _unpack_directions(planes["direction"])
     scales = _exponential(planes["scales"], header["ranges"]["scales"], 255) * (distance * unit)[:, None]
     return Gaussians(
-        means=(centres + _directions(pixels + offset, cameras) * distance[:, None]).astype(np.float32),
+        means=(centres + directions * distance[:, None]).astype(np.float32),
         quats=_unpack_rotations(planes["rotation"]),
         scales=scales.astype(np.float32),
         opacities=(planes["opacity"][:, 0] / np.float32(255)).astype(np.float32),
+        pixel_aligned=header["format"] == _ALIGNED,
     )
 
 
-def _members(count: int, planes: Mapping[str, np.ndarray], ranges: Mapping[str, list[float]]) -> dict[str, bytes]:
+def _members(
+    form: str, gaussians: Gaussians, distance: np.ndarray, metres_per_pixel: np.ndarray, place: Mapping[str, np.ndarray]
+) -> dict[str, bytes]:
+    """distance, metres_per_pixel [N]: where each Gaussian is; place: the planes of this format alone."""
+    seen = gaussians.opacities > 0
+    footprint = np.where(seen[:, None], gaussians.scales / metres_per_pixel[:, None], 1.0)
+    if (footprint < 0).any():
+        raise ValueError("scales must not be negative")
+    ranges: dict[str, list[float]] = {}
+    ranges["distance"], distance_plane = _logarithmic(distance, seen, 65535, "<u2")
+    ranges["scales"], scales_plane = _logarithmic(np.maximum(footprint, _DOT), seen, 255, "u1")
+    planes = {
+        **place,
+        "distance": distance_plane[:, None],
+        "scales": scales_plane,
+        "rotation": _pack_rotations(gaussians.quats),
+        "opacity": np.rint(np.clip(gaussians.opacities, 0, 1) * 255).astype(np.uint8)[:, None],
+    }
     stored = {name: plane[:1] if (plane == plane[0]).all() else plane for name, plane in planes.items()}
-    header = {"format": FORMAT, "count": count, "rows": {name: len(plane) for name, plane in stored.items()}, "ranges": dict(ranges)}
-    binary = b"".join(np.ascontiguousarray(stored[name], dtype).tobytes() for name, (dtype, _) in _PLANES.items())
+    header = {"format": form, "count": len(gaussians), "rows": {name: len(plane) for name, plane in stored.items()}, "ranges": ranges}
+    binary = b"".join(np.ascontiguousarray(stored[name], dtype).tobytes() for name, (dtype, _) in _PLANES[form].items())
     return {"gaussians.json": codec.encode_json(header), "gaussians.bin": binary}
+
+
+def _middle(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
+    """The point between the cameras [3], and the mean of their 1/fx and 1/fy []."""
+    centre = np.mean([camera.c2w[:3, 3] for camera in cameras], axis=0)
+    return centre, np.array(np.mean([1 / camera.K[i, i] for camera in cameras for i in (0, 1)]))
 
 
 def _pixels(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,6 +195,26 @@ def _logarithmic(values: np.ndarray, seen: np.ndarray, levels: int, dtype: str) 
 def _exponential(levels_plane: np.ndarray, low_high: list[float], levels: int) -> np.ndarray:
     low, high = low_high
     return low * np.exp(levels_plane.astype(np.float64) / levels * max(np.log(high / low), 1e-9))
+
+
+def _pack_directions(vectors_n3: np.ndarray) -> np.ndarray:
+    """Vectors of any length -> [N,2] u16: on the octahedron |x| + |y| + |z| = 1, whose lower half is folded outwards."""
+    x, y, z = (vectors_n3 / np.maximum(np.abs(vectors_n3).sum(axis=1, keepdims=True), 1e-12)).T
+    square = np.stack([np.where(z < 0, _folded(x, y), x), np.where(z < 0, _folded(y, x), y)], axis=1)
+    return np.rint((square + 1) / 2 * 65535).astype("<u2")
+
+
+def _unpack_directions(packed_n2: np.ndarray) -> np.ndarray:
+    """Unit vectors [N,3]."""
+    x, y = (packed_n2 / 65535 * 2 - 1).T
+    z = 1 - np.abs(x) - np.abs(y)
+    vectors = np.stack([np.where(z < 0, _folded(x, y), x), np.where(z < 0, _folded(y, x), y), z], axis=1)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _folded(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The coordinate x of what (x, y) is mirrored to in the edge of its quadrant of the octahedron; its own inverse."""
+    return (1 - np.abs(y)) * np.where(x < 0, -1, 1)
 
 
 def _pack_rotations(quats: np.ndarray) -> np.ndarray:

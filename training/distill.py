@@ -99,6 +99,7 @@ def _splat_live(batch: Batch, context: torch.Tensor, blend: float) -> tuple[torc
             opacities=batch.opacities[b],
             tokens=context[b],
             context_masks=batch.context_labels[b],
+            lift=batch.lifts[b],
             target_mask=batch.target_labels[b],
             viewmat=batch.viewmats[b],
             K=batch.Ks[b],

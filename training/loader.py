@@ -24,9 +24,11 @@ from storage.gaussians import decode_gaussians
 from storage.location import StorageError
 from storage.operator import OPERATOR_MEMBERS, decode_operator
 from storage.rows import decode_frame, decode_tokens, decode_window, frame_members, operator_source
+from training.backbone import grid_size
 from training.order import choose, step_rows
 from training.splat.apply import OperatorBatch, collate_operators
-from training.splat.window import WindowSplat
+from training.splat.transposed import SparseLift
+from training.splat.window import WindowSplat, window_lift
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Batch:
     quats: list[torch.Tensor]  # [N,4]
     scales: list[torch.Tensor]  # [N,3]
     opacities: list[torch.Tensor]  # [N]
+    lifts: list[SparseLift | None]  # from tokens to Gaussians; None where they are pixel-aligned, or not there
     context_tokens: torch.Tensor | None  # [B,2,h,w,C] float32; None where the teacher makes them
 
     def to(self, device: torch.device) -> Batch:
@@ -58,11 +61,9 @@ class Batch:
         def move(value: object) -> object:
             if isinstance(value, torch.Tensor):
                 return value.to(device, non_blocking=True)
-            if isinstance(value, OperatorBatch):
+            if isinstance(value, (OperatorBatch, SparseLift)):
                 return value.to(device)
-            if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-                return [v.to(device, non_blocking=True) for v in value]
-            return value
+            return [move(part) for part in value] if isinstance(value, list) else value
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
@@ -70,9 +71,9 @@ class Batch:
         """What a DataLoader that pins calls: copies to a GPU then run beside the computation."""
 
         def pin(value: object) -> object:
-            if isinstance(value, (torch.Tensor, OperatorBatch)):
+            if isinstance(value, (torch.Tensor, OperatorBatch, SparseLift)):
                 return value.pin_memory()
-            return [v.pin_memory() for v in value] if isinstance(value, list) and value and isinstance(value[0], torch.Tensor) else value
+            return [pin(part) for part in value] if isinstance(value, list) else value
 
         return Batch(**{name: pin(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
@@ -127,7 +128,7 @@ class WindowRows(torch.utils.data.Dataset):
 
         window = decode_window(members["window.json"])
         views = {p: decode_frame(window, p, members) for p in {*context, target}}
-        operator, live = None, None
+        operator, live, lift = None, None, None
         if cached:
             expected = operator_source(self.columns[self.splat].made_by, frames.keys[row], target)
             operator = decode_operator({name: members[f"{target:02d}.{name}"] for name in OPERATOR_MEMBERS}, expected)
@@ -138,6 +139,8 @@ class WindowRows(torch.utils.data.Dataset):
                 operator = splat.operator(views[target], with_blend=self.supervision.blend < 1)
             else:
                 live = cloud
+                pair = [views[place] for place in context]
+                lift = None if cloud.pixel_aligned else window_lift(cloud, pair, grid_size(*pair[0].labels.shape))
         return {
             "keys": frames.keys[row],
             "seeds": int(draw) % 2**63,
@@ -150,6 +153,7 @@ class WindowRows(torch.utils.data.Dataset):
             "Ks": torch.from_numpy(views[target].camera.K.astype(np.float32)),
             "operators": operator,
             **{name: None if live is None else torch.from_numpy(getattr(live, name)) for name in ("means", "quats", "scales", "opacities")},
+            "lifts": lift,
             "context_tokens": torch.from_numpy(decode_tokens(members)) if self.tokens else None,
         }
 
@@ -171,7 +175,7 @@ def collate(samples: list[dict]) -> Batch:
     """Samples of `WindowRows` -> one `Batch`."""
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
     operators = columns.pop("operators")
-    listed = ("keys", "seeds", "means", "quats", "scales", "opacities")
+    listed = ("keys", "seeds", "means", "quats", "scales", "opacities", "lifts")
     stacked = {n: v if n in listed else None if v[0] is None else torch.stack(v) for n, v in columns.items()}
     return Batch(**stacked, operators=None if operators[0] is None else collate_operators(operators))  # type: ignore[arg-type]
 

@@ -1,8 +1,8 @@
-"""Pixel-aligned models of the `ffgs` package (extra `ffgs`), which loads feed-forward reconstructors of several authors in one way."""
+"""Models of the `ffgs` package (extra `ffgs`), which loads feed-forward reconstructors of several authors in one way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,60 +17,66 @@ from training import torchvision_ops  # noqa: F401  (before ffgs, which imports 
 from training.backbone import hash_weights
 
 _UNALIGNED = ("anysplat", "c3g", "tokengs")  # voxels, or a set of free tokens; known before their weights are fetched
-_WHY = (
-    "the `gaussians` column holds pixel-aligned Gaussians (one on the ray of each context pixel), and lifting features to any others is "
-    "not wired into the column; choose a pixel-aligned model"
-)
+_REMEDY = "set reconstructor.pixel_aligned=false, which takes any Gaussians"
 
 
 class FfgsReconstructor(Reconstructor):
     """`model`: the model type under which ffgs knows it: built in, or of an installed package with an entry point in `ffgs.models`.
-    `weights`: a folder written by its `save_pretrained`, a name in its zoo, or a hub repository. `device`: as for mvsplat."""
+    `weights`: a folder written by its `save_pretrained`, a name in its zoo, or a hub repository. `pixel_aligned`: whether the model puts
+    one Gaussian on the ray of each context pixel; if not, features reach its Gaussians by where they show in the context (`SparseLift`).
+    `processor`: settings of the model's processor that shall differ. `device`: as for mvsplat."""
 
     needs_depth = False
 
-    def __init__(self, model: str, weights: str, device: str = "auto") -> None:
+    def __init__(
+        self, model: str, weights: str, pixel_aligned: bool, processor: Mapping[str, Any] | None = None, device: str = "auto"
+    ) -> None:
         try:
             import ffgs
         except ImportError as error:
             raise ConfigError(f"reconstructor=ffgs: {error}; install the extra: pip install 'splat-and-distill-at-scale[ffgs]'") from error
-        if model in _UNALIGNED:
-            raise ConfigError(f"reconstructor.model={model}: its Gaussians are not one per context pixel; {_WHY}")
+        if pixel_aligned and model in _UNALIGNED:
+            raise ConfigError(f"reconstructor.model={model}: its Gaussians are not one per context pixel; {_REMEDY}")
         try:
             ffgs.get_model_spec(model)
         except KeyError as error:
             raise ConfigError(f"reconstructor.model={model}: {error.args[0]}") from error
-        self.model, self.device, self.uses_gpu = model, choose_device(device), device != "cpu"
-        self.pipeline = ffgs.GSPipeline.from_pretrained(weights, model_type=model, device=self.device)
+        self.model, self.pixel_aligned = model, pixel_aligned
+        self.device, self.uses_gpu = choose_device(device), device != "cpu"
+        self.pipeline = ffgs.GSPipeline.from_pretrained(
+            weights, model_type=model, device=self.device, processor_overrides=dict(processor or {})
+        )
 
     def describe(self) -> dict[str, Any]:
         return {
             "name": "ffgs",
             "ffgs_version": version("ffgs"),
             "model": self.model,
+            "pixel_aligned": self.pixel_aligned,
             "weights_sha256": hash_weights(self.pipeline.model.state_dict()),
             "processor": self.pipeline.processor.to_dict(),
         }
 
     def check_size(self, height: int, width: int) -> None:
-        """No ffgs model says whether it is pixel-aligned, so it is asked: what does it make of a pair of noise?"""
+        """No ffgs model says what sizes it takes, or whether it is pixel-aligned, so it is asked: what does it make of a pair of noise?"""
         from ffgs import ImageFitConfig
 
         config = self.pipeline.processor.config
-        if isinstance(config, ImageFitConfig) and config.image_shape != [height, width]:
+        if self.pixel_aligned and isinstance(config, ImageFitConfig) and config.image_shape != [height, width]:
             fitting = " x ".join(map(str, config.image_shape))
             raise ConfigError(
                 f"reconstructor.model={self.model}: images of {height} x {width} pixels, which it would resize or crop to {fitting}, away "
-                f"from the stored pixels; build the frames at {fitting}"
+                f"from the stored pixels; build the frames at {fitting}, or {_REMEDY}"
             )
         try:
             self.reconstruct(_noise(height, width))
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"reconstructor.model={self.model}: tried on a pair of {height} x {width} pixels: {error}; {_WHY}") from error
+            remedy = f"; {_REMEDY}" if self.pixel_aligned else ""
+            raise ConfigError(f"reconstructor.model={self.model}: tried on a pair of {height} x {width} pixels: {error}{remedy}") from error
 
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
-        """In the world frame of the cameras; opacity 0 where the context pixel is not valid. Raises BadPair for a pair that the model
-        refuses, or whose Gaussians are not pixel-aligned."""
+        """In the world frame of the cameras; if pixel-aligned, of opacity 0 where the context pixel is not valid. Raises BadPair for a pair
+        that the model refuses, or whose Gaussians are not pixel-aligned where they should be."""
         from ffgs import Views
 
         check_pair(views)
@@ -82,16 +88,19 @@ class FfgsReconstructor(Reconstructor):
         except ValueError as error:
             raise BadPair(f"frames {views[0].name}, {views[1].name}: {error}") from error
         means, quats, scales, opacities = (x[0].float().cpu().numpy() for x in (cloud.means, cloud.quats, cloud.scales, cloud.opacities))
+        names = f"frames {views[0].name}, {views[1].name}"
+        if not all(np.isfinite(x).all() for x in (means, quats, scales, opacities)):
+            raise BadPair(f"{names}: the network gave values that are not finite")
+        if not self.pixel_aligned:
+            return Gaussians(means, quats, scales, opacities, pixel_aligned=False)
         valid = np.concatenate([view.valid.reshape(-1) for view in views])
         if len(means) != len(valid):
-            raise BadPair(f"frames {views[0].name}, {views[1].name}: {len(means)} Gaussians for {len(valid)} context pixels")
-        if not all(np.isfinite(x).all() for x in (means, quats, scales, opacities)):
-            raise BadPair(f"frames {views[0].name}, {views[1].name}: the network gave values that are not finite")
+            raise BadPair(f"{names}: {len(means)} Gaussians for {len(valid)} context pixels")
         gaussians = Gaussians(means, quats, scales, np.where(valid, opacities, np.float32(0)))
         try:
             encode_gaussians(gaussians, cameras)
         except ValueError as error:
-            raise BadPair(f"frames {views[0].name}, {views[1].name}: {error}") from error
+            raise BadPair(f"{names}: {error}") from error
         return gaussians
 
 

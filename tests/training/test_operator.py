@@ -434,7 +434,8 @@ def twin_view(scene: dict, viewmat: torch.Tensor, K: torch.Tensor, width: int, h
     return projection, composite_twin(projection, np.eye(n), width, height).features.reshape(-1, n)
 
 
-def test_transposed_weights_equal_a_dense_reference() -> None:
+@pytest.mark.parametrize("all_valid", [True, False])
+def test_transposed_weights_equal_a_dense_reference(all_valid: bool) -> None:
     given_ = wavy_wall(7, dtype=torch.float32)
     some = torch.randperm(1176)[:300]  # of no pixel any more
     geometry = {name: given_[name][some] for name in GEOMETRY}
@@ -442,15 +443,18 @@ def test_transposed_weights_equal_a_dense_reference() -> None:
     masks, viewmats = given_["context_masks"], torch.eye(4).repeat(2, 1, 1)
     viewmats[1, 0, 3] = -0.1
     Ks = given_["K"].repeat(2, 1, 1)
+    valid = torch.rand(masks.shape) < 0.7 if not all_valid else torch.ones(masks.shape, dtype=torch.bool)
+    context: dict = {"context_masks": masks, "context_valid": None if all_valid else valid, "grid": (3, 4)}
     lifts = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        lifts.append(SparseLift.from_transposed_weights(**geometry, context_masks=masks, grid=(3, 4), viewmats=viewmats, Ks=Ks))
+        lifts.append(SparseLift.from_transposed_weights(**geometry, **context, viewmats=viewmats, Ks=Ks))
     lift = lifts[0]
     assert all(torch.equal(a, b) for a, b in zip(lift.rows(), lifts[1].rows(), strict=True))
 
     upsampled = TokenLift.from_masks(masks, (3, 4)).apply(torch.eye(24, dtype=torch.float64)).numpy()
     weights = np.concatenate([twin_view(geometry, viewmats[v], Ks[v], 28, 21)[1] for v in range(2)])
+    weights *= valid.numpy().reshape(-1, 1)
     total = weights.sum(axis=0)
     expected = (weights.T @ upsampled) / np.where(total > 0, total, 1)[:, None]
     np.testing.assert_allclose(lift.apply(torch.eye(24, dtype=torch.float64)), expected, atol=1e-6)
@@ -462,7 +466,9 @@ def test_transposed_weights_equal_a_dense_reference() -> None:
     targets = render_token_targets(**case, tokens=tokens.view(2, 3, 4, 5)).features.flatten(0, 1)
     assert_same_targets(applied(build_token_operator(**case), tokens), targets)
     with pytest.raises(ValueError, match="viewmats"):
-        SparseLift.from_transposed_weights(**geometry, context_masks=masks, grid=(3, 4), viewmats=viewmats[:1], Ks=Ks[:1])
+        SparseLift.from_transposed_weights(**geometry, **context, viewmats=viewmats[:1], Ks=Ks[:1])
+    with pytest.raises(ValueError, match="context_valid"):
+        SparseLift.from_transposed_weights(**geometry, **{**context, "context_valid": valid[:1]}, viewmats=viewmats, Ks=Ks)
     with pytest.raises(ValueError, match="tokens"):
         lift.apply(tokens[:-1])
 

@@ -14,7 +14,12 @@ import pytest
 
 from configs import ConfigError, load
 from configs.schema import TrainConfig
+from pipeline.makers import OperatorsMaker, context_pairs
+from pipeline.reconstruct.depth import DepthReconstructor
 from storage import location
+from storage.column import Column
+from storage.domain import Gaussians
+from storage.gaussians import encode_gaussians
 from tests.conftest import REPOSITORY
 from training import checkpoint
 from training.train import read_metrics, run
@@ -97,6 +102,44 @@ def test_the_three_ways_to_supervise_give_the_same_losses(dataset: str, undistur
     for mode, close in (("live", 1e-6), ("operators", 1e-5)):  # cached operators hold half-precision values
         run(config(dataset, tmp_path / mode, "until=8", f"supervision.mode={mode}"))
         np.testing.assert_allclose(losses(tmp_path / mode), losses(undisturbed)[:8], rtol=close)
+
+
+@pytest.fixture(scope="module")
+def free_columns(dataset: str) -> tuple[str, str]:
+    """The names of two columns of `dataset`: half of its Gaussians as if they belonged to no pixel, and the operators made from them."""
+    frames, gaussians, operators = (Column(dataset, name) for name in ("frames", "free", "free-operators"))
+    made_by = {name: value for name, value in Column(dataset, "gaussians").made_by().items() if name not in ("format_version", "column")}
+    made_by["reconstructor"] = {"name": "half of depth's"}
+    gaussians.declare({"column": "gaussians", **made_by})
+    operators.declare({"column": "operators", **made_by})
+    shards = len(list(Path(dataset, "frames").glob("*.tar")))
+    for number in range(shards):
+        rows = []
+        for key, pair in context_pairs(frames, number):
+            cloud = DepthReconstructor(0.4).reconstruct(pair)
+            some = np.random.default_rng(0).permutation(len(cloud))[::2]
+            parts = {name: getattr(cloud, name)[some] for name in ("means", "quats", "scales", "opacities")}
+            rows.append((key, encode_gaussians(Gaussians(**parts, pixel_aligned=False), [view.camera for view in pair])))
+        gaussians.commit(number, rows)
+    for number in range(shards):
+        operators.commit(number, OperatorsMaker(dataset, "free-operators", "free", {}, "all", "f16").rows(number))
+    gaussians.write_manifest(shards)
+    operators.write_manifest(shards)
+    return gaussians.name, operators.name
+
+
+def test_gaussians_of_no_pixel_supervise_in_all_three_ways(
+    dataset: str, free_columns: tuple[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    columns = [f"supervision.gaussians={free_columns[0]}", f"supervision.operators={free_columns[1]}", "loader.workers=1"]
+    for mode in ("on_the_fly", "live", "operators"):
+        run(config(dataset, tmp_path / mode, "until=4", f"supervision.mode={mode}", *columns))
+    first = losses(tmp_path / "on_the_fly")
+    np.testing.assert_allclose(losses(tmp_path / "live"), first, rtol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "operators"), first, rtol=1e-5)
+    assert first[0] != pytest.approx(losses(undisturbed)[0], rel=1e-6)
+    kept, kept_by_all = (sum(m["kept_tokens"] for m in read_metrics(str(o))[:4]) for o in (tmp_path / "live", undisturbed))
+    assert kept > 0.7 * kept_by_all
 
 
 def test_without_blending_and_with_a_frozen_teacher(dataset: str, undisturbed: Path, tmp_path: Path) -> None:

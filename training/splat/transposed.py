@@ -53,6 +53,7 @@ class SparseLift:
         scales: Tensor | None = None,
         opacities: Tensor,
         context_masks: Tensor,
+        context_valid: Tensor | None = None,
         grid: tuple[int, int],
         viewmats: Tensor,
         Ks: Tensor,
@@ -68,6 +69,7 @@ class SparseLift:
         Args:
             means, covars or (quats, scales), opacities: N Gaussians, however they came about; see `rasterize`.
             context_masks: [V,H,W] integer labels of the context views, at the resolution to render.
+            context_valid: [V,H,W] bool, the pixels that count at all; all of them by default.
             grid: (h,w), tokens per view. no_neighbour, upsample_grid: see `TokenLift.from_masks`.
             viewmats: [V,4,4] world-to-camera and Ks: [V,3,3] pixels of the context views. The rest: see `rasterize`.
 
@@ -78,10 +80,14 @@ class SparseLift:
         views, height, width = context_masks.shape
         if len(viewmats) != views:
             raise ValueError(f"viewmats: {len(viewmats)} cameras for {views} context_masks")
+        if context_valid is None:
+            context_valid = torch.ones(context_masks.shape, dtype=torch.bool)
+        if context_valid.shape != context_masks.shape:
+            raise ValueError(f"context_valid: shape {tuple(context_valid.shape)}, expected that of the masks, {tuple(context_masks.shape)}")
         scene = (means, covars, quats, scales, opacities, viewmats, Ks, width, height, near_plane, 1e10, eps2d, rasterize_mode)
         check_inputs(*scene, alpha_clamp)
         on_cpu = tuple(part.cpu() if isinstance(part, Tensor) else part for part in scene)
-        gaussian, token, weight = _weigh(on_cpu, alpha_clamp, pixels, len(means))
+        gaussian, token, weight = _weigh(on_cpu, alpha_clamp, pixels, context_valid.cpu().numpy().ravel(), len(means))
         offsets = np.searchsorted(gaussian, np.arange(len(means) + 1))
         options = {**pixels.options, "lift": "transposed_weights"}
         arrays = (offsets.astype(np.int64), token.astype(np.int32), weight.astype(np.float32))
@@ -102,9 +108,15 @@ class SparseLift:
     def to(self, device: torch.device | str) -> SparseLift:
         return replace(self, offsets=self.offsets.to(device), indices=self.indices.to(device), weights=self.weights.to(device))
 
+    def pin_memory(self) -> SparseLift:
+        """What a loader with pinned memory calls."""
+        return replace(self, offsets=self.offsets.pin_memory(), indices=self.indices.pin_memory(), weights=self.weights.pin_memory())
 
-def _weigh(scene: tuple, alpha_clamp: float, pixels: TokenLift, gaussians: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gaussian, token and weight of each entry, ascending. No bit depends on the number of threads."""
+
+def _weigh(
+    scene: tuple, alpha_clamp: float, pixels: TokenLift, valid: np.ndarray, gaussians: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gaussian, token and weight of each entry, ascending. valid: [V*H*W] bool. No bit depends on the number of threads."""
     from training.splat.cpu import composite_row_of_tiles, on_threads, tile_view
     from training.splat.kernels import TILE
     from training.splat.operator_kernel import weigh_tokens
@@ -121,6 +133,7 @@ def _weigh(scene: tuple, alpha_clamp: float, pixels: TokenLift, gaussians: int) 
         for box, contributions, _ in composite_row_of_tiles(geometry, tiled[view], row, alpha_clamp, lambda tile: [tile]):
             y, x = np.mgrid[box.y0 : box.y1, box.x0 : box.x1].reshape(2, -1)
             pixel, slots = (view * geometry.height + y) * geometry.width + x, (y - box.y0) * TILE + x - box.x0
+            pixel, slots = pixel[valid[pixel]], slots[valid[pixel]]
             found.append(weigh_tokens(pixel, slots, *contributions, offsets, tokens, weights, place))
         gaussian, token, value = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         return gaussian.astype(np.int64) * (n_context + 1) + token, value

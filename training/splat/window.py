@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,25 +13,37 @@ from storage.operator import TokenOperator
 from training.backbone import grid_size
 from training.splat.lift import TokenLift
 from training.splat.operator import build_token_operator
+from training.splat.transposed import SparseLift
+
+
+def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int, int]) -> TokenLift | SparseLift:
+    """From the context pair's tokens, a grid (h,w) in each view, to its Gaussians; on the CPU. Where these are pixel-aligned each takes its
+    pixel's feature, else the mean of the valid context pixels in which it shows."""
+    masks = torch.from_numpy(np.stack([view.labels for view in context]).astype(np.int32))
+    if gaussians.pixel_aligned:
+        return TokenLift.from_masks(masks, grid)
+    return SparseLift.from_transposed_weights(
+        **_tensors(gaussians),
+        context_masks=masks,
+        context_valid=torch.from_numpy(np.stack([view.valid for view in context])),
+        grid=grid,
+        viewmats=torch.from_numpy(np.stack([view.camera.w2c for view in context]).astype(np.float32)),
+        Ks=torch.from_numpy(np.stack([view.camera.K for view in context]).astype(np.float32)),
+    )
 
 
 class WindowSplat:
     """The Gaussians of one context pair with their lift, made once, to be splatted into as many targets as one likes."""
 
     def __init__(self, gaussians: Gaussians, context: Sequence[Frame]) -> None:
-        self.gaussians = gaussians
-        masks = torch.from_numpy(np.stack([view.labels for view in context]).astype(np.int32))
-        self.grid = grid_size(*masks.shape[1:])
-        self.lift = TokenLift.from_masks(masks, self.grid)
+        self.gaussians, self.grid = gaussians, grid_size(*context[0].labels.shape)
+        self.lift = window_lift(gaussians, context, self.grid)
 
     def operator(self, target: Frame, with_blend: bool = True, source_hash: str = "") -> TokenOperator:
         """The operator into `target`, whose tokens lie on the same grid as the context's."""
         camera = target.camera
         return build_token_operator(
-            torch.from_numpy(self.gaussians.means),
-            quats=torch.from_numpy(self.gaussians.quats),
-            scales=torch.from_numpy(self.gaussians.scales),
-            opacities=torch.from_numpy(self.gaussians.opacities),
+            **_tensors(self.gaussians),
             lift=self.lift,
             target_mask=torch.from_numpy(target.labels.astype(np.int32)),
             viewmat=torch.from_numpy(camera.w2c.astype(np.float32)),
@@ -39,3 +52,7 @@ class WindowSplat:
             with_blend=with_blend,
             source_hash=source_hash,
         )
+
+
+def _tensors(gaussians: Gaussians) -> dict[str, Any]:
+    return {name: torch.from_numpy(getattr(gaussians, name)) for name in ("means", "quats", "scales", "opacities")}

@@ -1,4 +1,4 @@
-"""The `ffgs` reconstructor, with stub models registered through ffgs's own API: what is pixel-aligned passes, the rest is refused early."""
+"""The `ffgs` reconstructor, with stub models registered through ffgs's own API: pixel-aligned or not, each by its own lift."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ pytest.importorskip("ffgs", reason="the extra `ffgs` is not installed")
 
 from configs import ConfigError, load
 from configs.schema import CacheGaussiansConfig
+from pipeline.makers import GaussiansMaker, OperatorsMaker, context_pairs
 from pipeline.reconstruct.ffgs import FfgsReconstructor
 from pipeline.reconstruct.reconstructor import BadPair, make_reconstructor
+from storage.column import Column
 from storage.domain import Camera, Frame
 from storage.gaussians import decode_gaussians, encode_gaussians
+from storage.operator import decode_operator
+from storage.rows import encode_window
+from training.splat import apply_operators, collate_operators, render_token_targets
+from training.splat.window import window_lift
 
 import ffgs  # isort: skip  (torchvision's operators are declared by then)
 from huggingface_hub import PyTorchModelHubMixin  # isort: skip
@@ -119,7 +125,8 @@ def expected_means(views: Sequence[Frame]) -> np.ndarray:
 def test_a_pixel_aligned_model_stands_behind_the_seam(saved: Callable[..., str]) -> None:
     weights = saved()
     config = load("cache_gaussians", CacheGaussiansConfig,
-                  ["dataset=x", "reconstructor=ffgs", "reconstructor.model=stub-plane", f"reconstructor.weights={weights}"])  # fmt: skip
+                  ["dataset=x", "reconstructor=ffgs", "reconstructor.model=stub-plane", f"reconstructor.weights={weights}",
+                   "reconstructor.pixel_aligned=true"])  # fmt: skip
     reconstructor = make_reconstructor(config.reconstructor)
     reconstructor.check_size(HEIGHT, WIDTH)
     views = pair()
@@ -137,11 +144,56 @@ def test_a_pixel_aligned_model_stands_behind_the_seam(saved: Callable[..., str])
     assert (note["model"], note["ffgs_version"], len(note["weights_sha256"])) == ("stub-plane", ffgs.__version__, 64)
 
 
-def test_what_is_not_pixel_aligned_is_refused_at_configuration_time(saved: Callable[..., str]) -> None:
-    tokens = FfgsReconstructor("stub-plane", saved(count=100))
-    with pytest.raises(ConfigError, match=r"model=stub-plane: .*100 Gaussians for 1536 context pixels; .* holds pixel-aligned Gaussians"):
+CONFIG = {"_target_": "pipeline.reconstruct.ffgs.FfgsReconstructor", "model": "stub-plane", "pixel_aligned": False}
+
+
+@pytest.mark.parametrize("settings", [{"count": 900}, {"stray": 2.0}])
+def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], saved: Callable[..., str], tmp_path: Path) -> None:
+    """The whole way of a row: stored free, lifted by transposed weights, and what is then read is what the model said."""
+    config = {**CONFIG, "weights": saved(**settings)}
+    make_reconstructor(config).check_size(HEIGHT, WIDTH)
+    frames, operators = (Column(str(tmp_path), name) for name in ("frames", "operators"))
+    frames.declare({"column": "frames"})
+    frames.commit(0, [("row", encode_window("scene", pair()))])
+    ((_, views),) = context_pairs(frames, 0)  # through a JPEG
+    operators.declare({"column": "operators", "from": {}, "reconstructor": make_reconstructor(config).describe()})
+    ((_, members),) = GaussiansMaker(str(tmp_path), config).rows(0)
+    got = decode_gaussians(members, [view.camera for view in views])
+    made = make_reconstructor(config).reconstruct(views)
+    assert not got.pixel_aligned
+    assert len(got) == settings.get("count", 2 * WIDTH * HEIGHT)
+    np.testing.assert_allclose(got.means, made.means, atol=1e-3)
+    ((_, rows),) = OperatorsMaker(str(tmp_path), "operators", None, config, "all", "f16").rows(0)
+    operator = decode_operator({"operator.safetensors": rows["01.operator.safetensors"]})
+    assert operator.options["lift"] == "transposed_weights"
+    tokens = torch.randn(2 * 1 * 2, 5, generator=torch.Generator().manual_seed(0))
+    applied = apply_operators(collate_operators([operator]), tokens[None])[0]
+    parts = {name: torch.from_numpy(getattr(got, name)) for name in ("means", "quats", "scales", "opacities")}
+    camera = views[1].camera
+    live = render_token_targets(
+        **parts, tokens=tokens.view(2, 1, 2, 5), lift=window_lift(got, views, (1, 2)),
+        target_mask=torch.from_numpy(views[1].labels.astype(int)), viewmat=torch.from_numpy(camera.w2c).float(),
+        K=torch.from_numpy(camera.K).float(),
+    )  # fmt: skip
+    assert live.alpha.max() > 0.1
+    torch.testing.assert_close(applied, live.features.flatten(0, 1), atol=2e-3, rtol=2e-3)
+
+
+def test_settings_of_the_processor_are_passed_on(saved: Callable[..., str]) -> None:
+    asked = ["dataset=x", "reconstructor=ffgs", "reconstructor.model=stub-plane", f"reconstructor.weights={saved()}"]
+    config = load("cache_gaussians", CacheGaussiansConfig, [*asked, "reconstructor.processor={image_shape: [48, 64]}"])
+    assert make_reconstructor(config.reconstructor).describe()["processor"]["image_shape"] == [48, 64]
+    with pytest.raises(ConfigError, match="image_shap"):
+        make_reconstructor({**config.reconstructor, "processor": {"image_shap": [48, 64]}})
+
+
+def test_what_only_claims_to_be_pixel_aligned_is_refused_at_configuration_time(saved: Callable[..., str]) -> None:
+    tokens = FfgsReconstructor("stub-plane", saved(count=100), pixel_aligned=True)
+    with pytest.raises(
+        ConfigError, match=r"model=stub-plane: .*100 Gaussians for 1536 context pixels; set reconstructor\.pixel_aligned=false"
+    ):
         tokens.check_size(HEIGHT, WIDTH)
-    strays = FfgsReconstructor("stub-plane", saved(stray=2.0))
+    strays = FfgsReconstructor("stub-plane", saved(stray=2.0), pixel_aligned=True)
     with pytest.raises(ConfigError, match=r"lies off its pixel's ray"):
         strays.check_size(HEIGHT, WIDTH)
     with pytest.raises(BadPair, match=r"frames 0\.jpg, 1\.jpg: Gaussian \d+ lies off its pixel's ray"):
@@ -151,21 +203,21 @@ def test_what_is_not_pixel_aligned_is_refused_at_configuration_time(saved: Calla
 @pytest.mark.parametrize("model", ["anysplat", "c3g", "tokengs"])
 def test_models_known_as_unaligned_are_refused_before_their_weights_are_fetched(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ffgs.GSPipeline, "from_pretrained", lambda *_, **__: pytest.fail("weights were asked for"))
-    with pytest.raises(ConfigError, match=rf"model={model}: its Gaussians are not one per context pixel; .*not wired into the column"):
-        FfgsReconstructor(model, f"{model}/default")
+    with pytest.raises(ConfigError, match=rf"model={model}: its Gaussians are not one per context pixel; set .*pixel_aligned=false"):
+        FfgsReconstructor(model, f"{model}/default", pixel_aligned=True)
 
 
 def test_other_sizes_and_models_are_refused_by_name(saved: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match=r"48 x 64 pixels, which it would resize or crop to 24 x 32.*build the frames at 24 x 32"):
-        FfgsReconstructor("stub-plane", saved()).check_size(48, 64)
+        FfgsReconstructor("stub-plane", saved(), pixel_aligned=True).check_size(48, 64)
     with pytest.raises(ConfigError, match=r"model=stub-plain: unknown model_type 'stub-plain'; known: .*stub-plane"):
-        FfgsReconstructor("stub-plain", "nowhere")
+        FfgsReconstructor("stub-plain", "nowhere", pixel_aligned=False)
     with pytest.raises(ConfigError, match=r"config\.json|nowhere"):
-        make_reconstructor({"_target_": "pipeline.reconstruct.ffgs.FfgsReconstructor", "model": "stub-plane", "weights": "/nowhere"})
+        make_reconstructor({**CONFIG, "weights": "/nowhere"})
 
 
 def test_bad_pairs_are_refused_by_name(saved: Callable[..., str]) -> None:
-    reconstructor = FfgsReconstructor("stub-plane", saved(), "cpu")
+    reconstructor = FfgsReconstructor("stub-plane", saved(), pixel_aligned=False, device="cpu")
     first, second = pair()
     with pytest.raises(BadPair, match="the cameras stand 0 m apart"):
         reconstructor.reconstruct([first, first])
@@ -184,4 +236,4 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match=r"No module named 'ffgs'; install the extra: .*\[ffgs\]"):
-        FfgsReconstructor("stub-plane", "nowhere")
+        FfgsReconstructor("stub-plane", "nowhere", pixel_aligned=False)

@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -51,11 +52,12 @@ def run(config: InspectGaussiansConfig) -> None:
     colours = context_colours(cloud, (window[0], window[-1]))
     roles = {"context 0": window[0], "target": middle(window), "context 1": window[-1]}
     views = {role: see(cloud, colours, frame) for role, frame in roles.items()}
-    location.write_bytes(join(config.output, f"{config.key}.png"), to_png(views_sheet(config.key, views)))
+    maker = said_maker(columns[config.gaussians].made_by)
+    location.write_bytes(join(config.output, f"{config.key}.png"), to_png(views_sheet(f"{config.key}, {maker}", views)))
     location.write_bytes(join(config.output, f"{config.key}.ply"), encode_ply(cloud, colours))
     for role, view in views.items():
         print(f"{role}, {view.frame.name}: {view.psnr:.1f} dB where alpha > 0.95 ({np.mean(view.alpha > 0.95):.0%} of the view)")
-    print(f"{config.output}: {config.key}.png, {config.key}.ply with {int((cloud.opacities > 0).sum())} Gaussians", flush=True)
+    print(f"{config.output}: {maker}; {config.key}.png, {config.key}.ply with {int((cloud.opacities > 0).sum())} Gaussians", flush=True)
     if viser is not None:
         show(viser, cloud, colours, window)
 
@@ -82,7 +84,15 @@ def see(cloud: Gaussians, colours_n3: np.ndarray, frame: Frame) -> View:
     return View(frame, features[..., :3], alpha, depth)
 
 
-def views_sheet(key: str, views: dict[str, View]) -> Figure:
+def said_maker(made_by: dict[str, Any]) -> str:
+    """The reconstructor of a column and, where it says so, what its weights are."""
+    reconstructor = made_by.get("reconstructor", {})
+    return ", ".join(
+        ["reconstructor " + reconstructor.get("name", "unknown"), *(f"weights {w}" for w in [reconstructor.get("weights")] if w)]
+    )
+
+
+def views_sheet(title: str, views: dict[str, View]) -> Figure:
     """A row for each view: the real frame, the Gaussians' view, their difference, alpha, the Gaussians' depth and, where the row keeps it,
     the mesh's; all depths in one scale."""
     any_view = next(iter(views.values()))
@@ -97,7 +107,7 @@ def views_sheet(key: str, views: dict[str, View]) -> Figure:
         pictures = [true, view.rendered.clip(0, 1), (4 * difference).clip(0, 1), np.repeat(view.alpha[..., None], 3, axis=-1)]
         pictures += [depth_colours(depth, low, high) for depth in (np.where(view.alpha > 0.5, view.depth, 0), known)]
         show_pictures(axis_row, pictures, f"{role}: {view.psnr:.1f} dB\n{view.frame.name}")
-    figure.suptitle(f"{key}; PSNR where alpha > 0.95; depth from {low:.2f} m (blue) to {high:.2f} m (red)", fontsize=9)
+    figure.suptitle(f"{title}; PSNR where alpha > 0.95; depth from {low:.2f} m (blue) to {high:.2f} m (red)", fontsize=9)
     return figure
 
 

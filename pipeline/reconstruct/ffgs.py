@@ -58,11 +58,13 @@ class FfgsReconstructor(Reconstructor):
         }
 
     def check_size(self, height: int, width: int) -> None:
-        """No ffgs model says what sizes it takes, or whether it is pixel-aligned, so it is asked: what does it make of a pair of noise?"""
+        """No ffgs model says whether it is pixel-aligned, so one that shall be is asked: what does it make of a pair of noise?"""
         from ffgs import ImageFitConfig
 
+        if not self.pixel_aligned:
+            return  # its processor fits any size; and a model that predicts cameras rightly refuses those of noise
         config = self.pipeline.processor.config
-        if self.pixel_aligned and isinstance(config, ImageFitConfig) and config.image_shape != [height, width]:
+        if isinstance(config, ImageFitConfig) and config.image_shape != [height, width]:
             fitting = " x ".join(map(str, config.image_shape))
             raise ConfigError(
                 f"reconstructor.model={self.model}: images of {height} x {width} pixels, which it would resize or crop to {fitting}, away "
@@ -71,8 +73,9 @@ class FfgsReconstructor(Reconstructor):
         try:
             self.reconstruct(_noise(height, width))
         except (ValueError, RuntimeError) as error:
-            remedy = f"; {_REMEDY}" if self.pixel_aligned else ""
-            raise ConfigError(f"reconstructor.model={self.model}: tried on a pair of {height} x {width} pixels: {error}{remedy}") from error
+            raise ConfigError(
+                f"reconstructor.model={self.model}: tried on a pair of {height} x {width} pixels: {error}; {_REMEDY}"
+            ) from error
 
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
         """In the world frame of the cameras; if pixel-aligned, of opacity 0 where the context pixel is not valid. Raises BadPair for a pair

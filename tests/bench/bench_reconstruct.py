@@ -1,10 +1,11 @@
 """Time and peak memory of the MVSplat encoder on one context pair, beside the same network computed the plain way: whole score matrices, a
 whole warped feature volume, whole heads.
 
-    python tests/bench/bench_reconstruct.py [--device cuda] [--out file.json]
+    python tests/bench/bench_reconstruct.py [--device cuda] [--pairs 4] [--out file.json]
 
-Each measurement has a process of its own, with made-up weights. `cpu s` adds up the cores; `peak` is the process's resident memory (all of
-it, torch included), or on CUDA what the allocator held. `stored` is what the `gaussians` column needs: everything but the colours.
+Each measurement has a process of its own, with made-up weights; times are of one of the `--pairs` that pass together. `cpu s` adds up the
+cores; `peak` is the process's resident memory (all of it, torch included), or on CUDA what the allocator held. `stored` is what the
+`gaussians` column needs: everything but the colours.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ WAYS = ("plain", "ours", "stored")
 ORIGINAL = {(256, 256): (10.7, 1.7), (304, 448): (24.2, 2.9)}
 
 
-def measure(way: str, height: int, width: int, device: str, runs: int) -> dict[str, Any]:
-    """Best of `runs` on one pair; the first call on a CUDA device is not counted."""
+def measure(way: str, height: int, width: int, device: str, runs: int, pairs: int) -> dict[str, Any]:
+    """Best of `runs`; the first call on a CUDA device is not counted."""
     sys.path.insert(0, str(REPOSITORY))
     import torch
 
@@ -39,11 +40,11 @@ def measure(way: str, height: int, width: int, device: str, runs: int) -> dict[s
 
     encoder = load_encoder("rule", device)
     torch.manual_seed(0)
-    image = torch.rand(1, 2, 3, height, width)
-    c2w = torch.eye(4).repeat(1, 2, 1, 1)
-    c2w[0, 1, 0, 3] = 0.3
-    K = torch.tensor([[0.9, 0, 0.5], [0, 0.9 * width / height, 0.5], [0, 0, 1]]).repeat(1, 2, 1, 1)
-    inputs = [x.to(device) for x in (image, c2w, K, torch.ones(1, 2), torch.full((1, 2), 100.0))]
+    image = torch.rand(pairs, 2, 3, height, width)
+    c2w = torch.eye(4).repeat(pairs, 2, 1, 1)
+    c2w[:, 1, 0, 3] = 0.3
+    K = torch.tensor([[0.9, 0, 0.5], [0, 0.9 * width / height, 0.5], [0, 0, 1]]).repeat(pairs, 2, 1, 1)
+    inputs = [x.to(device) for x in (image, c2w, K, torch.ones(pairs, 2), torch.full((pairs, 2), 100.0))]
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     walls, cpus = [], []
     with plain() if way == "plain" else nullcontext(), torch.inference_mode():
@@ -53,11 +54,11 @@ def measure(way: str, height: int, width: int, device: str, runs: int) -> dict[s
             if device != "cpu":
                 torch.cuda.synchronize()
             if device == "cpu" or run:
-                walls.append(time.perf_counter() - wall)
-                cpus.append(time.process_time() - cpu)
+                walls.append((time.perf_counter() - wall) / pairs)
+                cpus.append((time.process_time() - cpu) / pairs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
     return {
-        "way": way, "height": height, "width": width, "device": device, "wall_s": min(walls), "cpu_s": min(cpus), "peak_gb": peak,
+        "way": way, "height": height, "width": width, "pairs": pairs, "device": device, "wall_s": min(walls), "cpu_s": min(cpus), "peak_gb": peak,
         "before_gb": loaded, "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
 
@@ -66,12 +67,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--runs", type=int, default=2, help="the best of so many")
+    parser.add_argument("--pairs", type=int, default=1, help="in one pass")
     parser.add_argument("--out", type=Path, help="writes the results as JSON")
     parser.add_argument("--one", nargs=3, metavar=("WAY", "HEIGHT", "WIDTH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         way, height, width = arguments.one
-        print(json.dumps(measure(way, int(height), int(width), arguments.device, arguments.runs)))
+        print(json.dumps(measure(way, int(height), int(width), arguments.device, arguments.runs, arguments.pairs)))
         return
 
     results = []
@@ -88,6 +90,8 @@ def main() -> None:
                 arguments.device,
                 "--runs",
                 str(arguments.runs),
+                "--pairs",
+                str(arguments.pairs),
                 "--one",
                 way,
                 f"{height}",

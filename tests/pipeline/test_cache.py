@@ -85,6 +85,13 @@ def test_a_killed_actor_leaves_no_trace_in_the_column(pairs_64: str, tmp_path: P
     assert hashes(str(tmp_path / "mvsplat")) == hashes(f"{pairs_64}/mvsplat")
 
 
+def test_a_picture_of_made_up_weights_says_that_it_means_nothing(pairs_64: str, tmp_path: Path) -> None:
+    key = Manifest(pairs_64, "mvsplat").keys[0]
+    given = (f"dataset={pairs_64}", "gaussians=mvsplat", f"key={key}", f"output={tmp_path}")
+    assert "mvsplat, weights rule: made up, the Gaussians mean nothing" in command("pipeline/inspect_gaussians.py", *given).stdout
+    assert (tmp_path / f"{key}.png").stat().st_size > 10_000
+
+
 def test_another_reconstructor_goes_into_another_column(pairs_64: str) -> None:
     result = command("pipeline/cache_gaussians.py", f"dataset={pairs_64}", "column=mvsplat", check=False)
     assert result.returncode == 1

@@ -43,10 +43,16 @@ def run(config: CacheGaussiansConfig) -> None:
     gaussians, operators = Column(config.dataset, config.column), Column(config.dataset, config.operators.column)
     rows_of_shard = np.bincount(frames.shard_of_rows()).tolist()
     with_operators = config.operators.targets != "none"
+    declarations = []
     if config.keep_gaussians:
-        gaussians.declare({"column": "gaussians", **made_by})
+        declarations.append((gaussians, {"column": "gaussians", **made_by}))
     if with_operators:
-        operators.declare({"column": "operators", **made_by, "targets": config.operators.targets, "values": config.operators.values})
+        asked = {"targets": config.operators.targets, "values": config.operators.values}
+        declarations.append((operators, {"column": "operators", **made_by, **asked}))
+    for column, declared in declarations:
+        column.check(declared)
+    for column, declared in declarations:
+        column.declare(declared)
     built = 0
     with joined(config.ray) as cluster:
         workers, resources = cluster.model_stage(config.actor, gpu=reconstructor.uses_gpu)

@@ -1,7 +1,7 @@
 """The one runner of every column: hands missing shards to Ray actors, each of which makes a shard's rows and commits it.
 
 An actor that dies is started again and its shard made again; a shard that fails is named and the others go on; what is committed is never
-made twice. Rows go from the actor straight to storage, so Ray's object store carries numbers only.
+made twice. Rows go from the actor straight to storage, so Ray's object store carries counts and reasons only.
 """
 
 from __future__ import annotations
@@ -91,6 +91,9 @@ def run_column(
             if queue:
                 number = queue.pop()
                 running[actor.build.remote(number)] = (actor, number)
+    if refused:
+        shown = "".join(f"\n  {key}: {refused[key]}" for key in sorted(refused)[:_SHOWN])
+        print(f"{column.url}: {len(refused)} of the rows just built hold nothing (skipped.json says why in each):{shown}", flush=True)
     if failures:
         lines = [f"shard {n}: {_reason(e)}" for n, e in sorted(failures.items())]
         raise ShardsFailed(
@@ -99,9 +102,6 @@ def run_column(
         )
     in_all = column.write_manifest(total)
     print(f"{column.url}: {total} shards, {in_all} rows", flush=True)
-    if refused:
-        shown = "".join(f"\n  {key}: {refused[key]}" for key in sorted(refused)[:_SHOWN])
-        print(f"{column.url}: {len(refused)} rows were refused and hold nothing, as their skipped.json says:{shown}", flush=True)
     return len(missing)
 
 

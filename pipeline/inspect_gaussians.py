@@ -52,7 +52,7 @@ def run(config: InspectGaussiansConfig) -> None:
     colours = context_colours(cloud, (window[0], window[-1]))
     roles = {"context 0": window[0], "target": middle(window), "context 1": window[-1]}
     views = {role: see(cloud, colours, frame) for role, frame in roles.items()}
-    maker = said_maker(columns[config.gaussians].made_by)
+    maker = maker_title(columns[config.gaussians].made_by)
     location.write_bytes(join(config.output, f"{config.key}.png"), to_png(views_sheet(f"{config.key}, {maker}", views)))
     location.write_bytes(join(config.output, f"{config.key}.ply"), encode_ply(cloud, colours))
     for role, view in views.items():
@@ -84,12 +84,11 @@ def see(cloud: Gaussians, colours_n3: np.ndarray, frame: Frame) -> View:
     return View(frame, features[..., :3], alpha, depth)
 
 
-def said_maker(made_by: dict[str, Any]) -> str:
+def maker_title(made_by: dict[str, Any]) -> str:
     """The reconstructor of a column and, where it says so, what its weights are."""
     reconstructor = made_by.get("reconstructor", {})
-    return ", ".join(
-        ["reconstructor " + reconstructor.get("name", "unknown"), *(f"weights {w}" for w in [reconstructor.get("weights")] if w)]
-    )
+    weights = f", weights {reconstructor['weights']}" if "weights" in reconstructor else ""
+    return f"reconstructor {reconstructor.get('name', 'unknown')}{weights}"
 
 
 def views_sheet(title: str, views: dict[str, View]) -> Figure:

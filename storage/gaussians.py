@@ -12,7 +12,8 @@ opacity 0. The planes:
     distance    u16      metres from the pixel's camera, or (free) from the middle between the cameras, logarithmic within its range
     offset      u8       from the pixel's centre in 16ths of a pixel: x in the low 4 bits, y in the high ones, both signed
     direction   2 x u16  (free, instead of the offset) in the world frame: the unit vector's octahedral map, a square from -1 to 1
-    scales      3 x u8   standard deviations over (distance x mean of 1/fx, 1/fy), logarithmic within their range
+    scales      3 x u8   standard deviations over (distance x mean of 1/fx, 1/fy), logarithmic within their range; (free) the distance here
+                         is never below 0.2 m
     rotation    3 x u8   unit quaternion: the largest component's index (2 bits), the other three (7 bits each)
     opacity     u8       255ths
 
@@ -38,6 +39,7 @@ _PLANES = {
     _FREE: {"distance": ("<u2", 1), "direction": ("<u2", 2), **_SHAPE},
 }
 _STRAY = 0.5 + 1e-2  # pixels; beyond it a Gaussian is not its pixel's
+_NEAREST = 0.2  # metres; free Gaussians nearer than that to the middle have the footprint they would have there
 _DOT = 1e-2  # pixels; what is narrower than that shows as if it were that wide
 
 
@@ -47,6 +49,10 @@ def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[st
     Raises ValueError for values that are not finite; where pixel-aligned Gaussians are not one per pixel, or one that is not transparent
     lies off its pixel's ray; where free ones are all transparent.
     """
+    shown = gaussians.opacities != 0
+    quats = gaussians.quats[shown]
+    if not (np.isfinite(gaussians.opacities).all() and np.isfinite(quats).all() and quats.any(axis=1).all()):
+        raise ValueError("opacities must be finite, and quaternions finite and not zero")
     if gaussians.pixel_aligned:
         return _encode_aligned(gaussians, cameras)
     seen = np.rint(gaussians.opacities * 255) > 0
@@ -59,7 +65,7 @@ def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[st
     distance = np.maximum(np.linalg.norm(ray, axis=1), 1e-6)
     planes = {"direction": _pack_directions(ray)}
     kept = replace(gaussians, **{name: getattr(gaussians, name)[seen] for name in ("means", "quats", "scales", "opacities")})
-    return _members(_FREE, kept, distance, distance * unit, planes)
+    return _members(_FREE, kept, distance, np.maximum(distance, _NEAREST) * unit, planes)
 
 
 def _encode_aligned(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str, bytes]:
@@ -78,11 +84,10 @@ def _encode_aligned(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str
 
 
 def transparent_gaussians(cameras: Sequence[Camera]) -> Gaussians:
-    """What stands for a pair that could not be reconstructed: one Gaussian per pixel, 1 m before its camera, of opacity 0."""
-    centres, pixels, unit = _pixels(cameras)
-    means = (centres + _directions(pixels, cameras)).astype(np.float32)
-    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (len(means), 1))
-    return Gaussians(means, quats, np.repeat(unit[:, None], 3, axis=1).astype(np.float32), np.zeros(len(means), np.float32))
+    """What stands for a pair that could not be reconstructed, whatever is wrong with its cameras: one Gaussian per pixel, of opacity 0."""
+    n = _n_pixels(cameras)
+    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1))
+    return Gaussians(np.zeros((n, 3), np.float32), quats, np.full((n, 3), 1e-3, np.float32), np.zeros(n, np.float32))
 
 
 def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) -> Gaussians:
@@ -98,23 +103,28 @@ def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) ->
         plane = np.frombuffer(members["gaussians.bin"], dtype, rows * width, start).reshape(rows, width)
         planes[name] = np.broadcast_to(plane, (count, width))
         start += plane.nbytes
+    pixel_aligned = header["format"] == _ALIGNED
+    if pixel_aligned and count != _n_pixels(cameras):
+        raise ValueError(f"{count} Gaussians stored, but the cameras have {_n_pixels(cameras)} pixels")
+    if not planes["opacity"].any():
+        return transparent_gaussians(cameras)
     distance = _exponential(planes["distance"][:, 0], header["ranges"]["distance"], 65535)
-    if header["format"] == _ALIGNED:
+    if pixel_aligned:
         centres, pixels, unit = _pixels(cameras)
-        if count != len(pixels):
-            raise ValueError(f"{count} Gaussians stored, but the cameras have {len(pixels)} pixels")
+        metres_per_pixel = distance * unit
         nibbles = np.stack([planes["offset"][:, 0] & 15, planes["offset"][:, 0] >> 4], axis=1).astype(np.int8)
         directions = _directions(pixels + np.where(nibbles > 7, nibbles - 16, nibbles) / 16, cameras)
     else:
         centres, unit = _middle(cameras)
+        metres_per_pixel = np.maximum(distance, _NEAREST) * unit
         directions = _unpack_directions(planes["direction"])
-    scales = _exponential(planes["scales"], header["ranges"]["scales"], 255) * (distance * unit)[:, None]
+    scales = _exponential(planes["scales"], header["ranges"]["scales"], 255) * metres_per_pixel[:, None]
     return Gaussians(
         means=(centres + directions * distance[:, None]).astype(np.float32),
         quats=_unpack_rotations(planes["rotation"]),
         scales=scales.astype(np.float32),
         opacities=(planes["opacity"][:, 0] / np.float32(255)).astype(np.float32),
-        pixel_aligned=header["format"] == _ALIGNED,
+        pixel_aligned=pixel_aligned,
     )
 
 
@@ -133,7 +143,7 @@ def _members(
         **place,
         "distance": distance_plane[:, None],
         "scales": scales_plane,
-        "rotation": _pack_rotations(gaussians.quats),
+        "rotation": _pack_rotations(np.where(seen[:, None], gaussians.quats, np.array([1, 0, 0, 0], np.float32))),
         "opacity": np.rint(np.clip(gaussians.opacities, 0, 1) * 255).astype(np.uint8)[:, None],
     }
     stored = {name: plane[:1] if (plane == plane[0]).all() else plane for name, plane in planes.items()}
@@ -142,10 +152,14 @@ def _members(
     return {"gaussians.json": codec.encode_json(header), "gaussians.bin": binary}
 
 
+def _n_pixels(cameras: Sequence[Camera]) -> int:
+    return sum(camera.width * camera.height for camera in cameras)
+
+
 def _middle(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray]:
     """The point between the cameras [3], and the mean of their 1/fx and 1/fy []."""
     centre = np.mean([camera.c2w[:3, 3] for camera in cameras], axis=0)
-    return centre, np.array(np.mean([1 / camera.K[i, i] for camera in cameras for i in (0, 1)]))
+    return centre, np.mean([1 / camera.K[i, i] for camera in cameras for i in (0, 1)])
 
 
 def _pixels(cameras: Sequence[Camera]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -24,11 +24,10 @@ from storage.gaussians import decode_gaussians
 from storage.location import StorageError
 from storage.operator import OPERATOR_MEMBERS, decode_operator
 from storage.rows import decode_frame, decode_tokens, decode_window, frame_members, operator_source
-from training.backbone import grid_size
 from training.order import choose, step_rows
 from training.splat.apply import OperatorBatch, collate_operators
 from training.splat.transposed import SparseLift
-from training.splat.window import WindowSplat, window_lift
+from training.splat.window import WindowSplat
 
 
 @dataclass
@@ -59,10 +58,8 @@ class Batch:
         """The same batch on `device`."""
 
         def move(value: object) -> object:
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, (torch.Tensor, OperatorBatch, SparseLift)):
                 return value.to(device, non_blocking=True)
-            if isinstance(value, (OperatorBatch, SparseLift)):
-                return value.to(device)
             return [move(part) for part in value] if isinstance(value, list) else value
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
@@ -133,14 +130,13 @@ class WindowRows(torch.utils.data.Dataset):
             expected = operator_source(self.columns[self.splat].made_by, frames.keys[row], target)
             operator = decode_operator({name: members[f"{target:02d}.{name}"] for name in OPERATOR_MEMBERS}, expected)
         else:
-            cloud = decode_gaussians(members, [window.cameras[place] for place in context])
-            if self.supervision.mode is SupervisionMode.on_the_fly:
-                splat = WindowSplat(cloud, [views[place] for place in context])
-                operator = splat.operator(views[target], with_blend=self.supervision.blend < 1)
-            else:
-                live = cloud
-                pair = [views[place] for place in context]
-                lift = None if cloud.pixel_aligned else window_lift(cloud, pair, grid_size(*pair[0].labels.shape))
+            live = decode_gaussians(members, [window.cameras[place] for place in context])
+            on_the_fly = self.supervision.mode is SupervisionMode.on_the_fly
+            if on_the_fly or not live.pixel_aligned:
+                splat = WindowSplat(live, [views[place] for place in context])
+                live, lift = splat.gaussians, splat.lift
+            if on_the_fly:
+                operator, live, lift = splat.operator(views[target], with_blend=self.supervision.blend < 1), None, None
         return {
             "keys": frames.keys[row],
             "seeds": int(draw) % 2**63,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +17,13 @@ from storage.gaussians import encode_gaussians
 from training import torchvision_ops  # noqa: F401  (before ffgs, which imports torchvision)
 from training.backbone import hash_weights
 
+if TYPE_CHECKING:
+    from ffgs import ModelFrame
+
 _UNALIGNED = ("anysplat", "c3g", "tokengs")  # voxels, or a set of free tokens; known before their weights are fetched
+# Of cameras that a model predicts against the given ones, once its frame is fitted to them: degrees, and share of the cameras' extent.
+_MAX_ROTATION, _MAX_OFFSET = 2.0, 0.1
+_WHOLE = 0.99  # share of an image; what is missing of more is not worth a word
 _REMEDY = "set reconstructor.pixel_aligned=false, which takes any Gaussians"
 
 
@@ -61,9 +68,20 @@ class FfgsReconstructor(Reconstructor):
         """No ffgs model says whether it is pixel-aligned, so one that shall be is asked: what does it make of a pair of noise?"""
         from ffgs import ImageFitConfig
 
-        if not self.pixel_aligned:
-            return  # its processor fits any size; and a model that predicts cameras rightly refuses those of noise
         config = self.pipeline.processor.config
+        if not self.pixel_aligned:
+            # Any size will do; and one that predicts cameras rightly refuses those of noise.
+            if isinstance(config, ImageFitConfig) and config.crop_mode == "crop":
+                share = config.image_shape[0] * width / (config.image_shape[1] * height)
+                kept = min(share, 1 / share)
+                if kept < _WHOLE:
+                    fitting = " x ".join(map(str, config.image_shape))
+                    print(
+                        f"reconstructor.model={self.model}: crops images of {height} x {width} pixels to {fitting} and makes no "
+                        f"Gaussians of {1 - kept:.0%} of them; reconstructor.processor can say another image_shape",
+                        flush=True,
+                    )
+            return
         if isinstance(config, ImageFitConfig) and config.image_shape != [height, width]:
             fitting = " x ".join(map(str, config.image_shape))
             raise ConfigError(
@@ -86,25 +104,42 @@ class FfgsReconstructor(Reconstructor):
         cameras = [view.camera for view in views]
         images = torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2).float() / 255
         K, c2w = (torch.from_numpy(np.stack(arrays)).float() for arrays in ([c.K for c in cameras], [c.c2w for c in cameras]))
-        try:
-            cloud = self.pipeline(Views(images.to(self.device), K.to(self.device), c2w.to(self.device))).to_world().gaussians
-        except ValueError as error:
-            raise BadPair(f"frames {views[0].name}, {views[1].name}: {error}") from error
-        means, quats, scales, opacities = (x[0].float().cpu().numpy() for x in (cloud.means, cloud.quats, cloud.scales, cloud.opacities))
         names = f"frames {views[0].name}, {views[1].name}"
-        if not all(np.isfinite(x).all() for x in (means, quats, scales, opacities)):
-            raise BadPair(f"{names}: the network gave values that are not finite")
-        if not self.pixel_aligned:
-            return Gaussians(means, quats, scales, opacities, pixel_aligned=False)
-        valid = np.concatenate([view.valid.reshape(-1) for view in views])
-        if len(means) != len(valid):
-            raise BadPair(f"{names}: {len(means)} Gaussians for {len(valid)} context pixels")
-        gaussians = Gaussians(means, quats, scales, np.where(valid, opacities, np.float32(0)))
         try:
-            encode_gaussians(gaussians, cameras)
+            output = self.pipeline(Views(images.to(self.device), K.to(self.device), c2w.to(self.device))).to_world()
+            self._check_fit(output.frame)
+            cloud = output.gaussians
+            means, quats, scales, opacities = (
+                x[0].float().cpu().numpy() for x in (cloud.means, cloud.quats, cloud.scales, cloud.opacities)
+            )
+            made = Gaussians(means, quats, scales, opacities, self.pixel_aligned)
         except ValueError as error:
             raise BadPair(f"{names}: {error}") from error
-        return gaussians
+        if not all(np.isfinite(x).all() for x in (made.means, made.quats, made.scales, made.opacities)):
+            raise BadPair(f"{names}: the network gave values that are not finite")
+        if not self.pixel_aligned:
+            return made
+        valid = np.concatenate([view.valid.reshape(-1) for view in views])
+        if len(made) != len(valid):
+            raise BadPair(f"{names}: {len(made)} Gaussians for {len(valid)} context pixels")
+        made = replace(made, opacities=np.where(valid, made.opacities, np.float32(0)))
+        try:
+            encode_gaussians(made, cameras)
+        except ValueError as error:
+            raise BadPair(f"{names}: {error}") from error
+        return made
+
+    def _check_fit(self, frame: ModelFrame | None) -> None:
+        """Where the model predicts the cameras, its Gaussians stand right only if these are the given ones."""
+        fit = None if frame is None else frame.residuals
+        if fit is None:
+            return
+        rotation, offset = float(fit.rotation_deg.max()), float(fit.relative_center_error.max())
+        if rotation > _MAX_ROTATION or offset > _MAX_OFFSET:
+            raise ValueError(
+                f"the model's own cameras are {rotation:.1f} degrees and {offset:.0%} of their distance off the given ones; at most "
+                f"{_MAX_ROTATION:g} and {_MAX_OFFSET:.0%} will do"
+            )
 
 
 def _noise(height: int, width: int) -> list[Frame]:

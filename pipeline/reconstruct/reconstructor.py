@@ -50,7 +50,7 @@ class Reconstructor(ABC):
 
     def reconstruct_batch(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
         """For each pair, all of one image size, its Gaussians or why there are none: one after the other, unless a reconstructor can do
-        better."""
+        better. Anything but a BadPair is a fault, and ends the shard."""
         return [self._or_why_not(views) for views in pairs]
 
     def _or_why_not(self, views: Sequence[Frame]) -> Gaussians | BadPair:
@@ -63,7 +63,7 @@ class Reconstructor(ABC):
 def make_reconstructor(config: dict[str, Any]) -> Reconstructor:
     """The reconstructor that `config` (`_target_` and its arguments) describes."""
     try:
-        return hydra.utils.instantiate(config)
+        return hydra.utils.instantiate(config, _convert_="all")
     except InstantiationException as error:
         raise ConfigError(f"reconstructor: {' '.join(str(error).split())}") from error
 

@@ -88,13 +88,12 @@ def compare(cloud: Gaussians, window: Sequence[Frame], rounds: int) -> dict[str,
     """For `record` and `float16`: bytes, CPU ms, errors."""
     pair, target = [window[0], window[-1]], middle(window)
     cameras = [view.camera for view in pair]
-    colours = context_colours(cloud, pair)
     tokens = torch.randn(1, 2 * (HEIGHT // 14) * (WIDTH // 14), CHANNELS, generator=torch.Generator().manual_seed(0))
 
     def shown(cloud: Gaussians) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         operator = WindowSplat(cloud, pair).operator(target)
-        same = context_colours(cloud, pair) if len(cloud) != len(colours) else colours  # a free record drops what is transparent
-        return (apply_operators(collate_operators([operator]), tokens)[0], *render_features(cloud, same, target.camera))
+        view, alpha = render_features(cloud, context_colours(cloud, pair), target.camera)
+        return apply_operators(collate_operators([operator]), tokens)[0], view, alpha
 
     targets, view, alpha = shown(cloud)
     members, halves = encode_gaussians(cloud, cameras), encode_halves(cloud)

@@ -58,8 +58,8 @@ def measure(way: str, height: int, width: int, device: str, runs: int, pairs: in
                 cpus.append((time.process_time() - cpu) / pairs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
     return {
-        "way": way, "height": height, "width": width, "pairs": pairs, "device": device, "wall_s": min(walls), "cpu_s": min(cpus), "peak_gb": peak,
-        "before_gb": loaded, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "way": way, "height": height, "width": width, "pairs": pairs, "device": device, "wall_s": min(walls), "cpu_s": min(cpus),
+        "peak_gb": peak, "before_gb": loaded, "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import ffgs  # isort: skip  (torchvision's operators are declared by then)
 from huggingface_hub import PyTorchModelHubMixin  # isort: skip
 
 WIDTH, HEIGHT = 32, 24
+ROTATED_5_DEGREES = torch.tensor([[0.99619, -0.08716, 0], [0.08716, 0.99619, 0], [0, 0, 1]])
 FRAME_SCALE = 0.25  # the stub's own frame: relative to the first camera, shrunk
 
 
@@ -65,6 +66,7 @@ class Plane(torch.nn.Module, PyTorchModelHubMixin):
 @dataclass
 class PlaneConfig(ffgs.ImageFitConfig):
     image_shape: list[int] = None  # type: ignore[assignment]
+    background: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
     def __post_init__(self) -> None:
         self.image_shape = self.image_shape or [HEIGHT, WIDTH]
@@ -78,6 +80,10 @@ class PlaneProcessor(ffgs.Processor):
         if views.images.mean() > 0.9:
             raise ValueError("too bright for this model")
         frame = ffgs.ModelFrame(anchor_c2w=views.c2w[:, 0], scale=FRAME_SCALE)
+        if views.images.mean() < 0.1:  # too dark to tell where the second camera looked
+            tilted = views.c2w.clone()
+            tilted[:, 1, :3, :3] = tilted[:, 1, :3, :3] @ ROTATED_5_DEGREES
+            frame = ffgs.ModelFrame.fit(tilted, views.c2w)
         c2w = frame.c2w_to_model(views.c2w)
         return ffgs.Prepared({"images": views.images, "c2w": c2w, "K": views.intrinsics}, frame)
 
@@ -181,8 +187,12 @@ def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], sav
 
 def test_settings_of_the_processor_are_passed_on(saved: Callable[..., str]) -> None:
     asked = ["dataset=x", "reconstructor=ffgs", "reconstructor.model=stub-plane", f"reconstructor.weights={saved()}"]
-    config = load("cache_gaussians", CacheGaussiansConfig, [*asked, "reconstructor.processor={image_shape: [48, 64]}"])
-    assert make_reconstructor(config.reconstructor).describe()["processor"]["image_shape"] == [48, 64]
+    config = load(
+        "cache_gaussians", CacheGaussiansConfig, [*asked, "reconstructor.processor={image_shape: [48, 64], background: [1, 1, 0]}"]
+    )
+    note = make_reconstructor(config.reconstructor).describe()
+    assert json.loads(json.dumps(note)) == note
+    assert (note["processor"]["image_shape"], note["processor"]["background"]) == ([48, 64], [1, 1, 0])
     with pytest.raises(ConfigError, match="image_shap"):
         make_reconstructor({**config.reconstructor, "processor": {"image_shap": [48, 64]}})
 
@@ -224,6 +234,20 @@ def test_bad_pairs_are_refused_by_name(saved: Callable[..., str]) -> None:
     white = [replace(view, image=np.full_like(view.image, 255)) for view in (first, second)]
     with pytest.raises(BadPair, match=r"frames 0\.jpg, 1\.jpg: too bright for this model"):
         reconstructor.reconstruct(white)
+    dark = [replace(view, image=view.image // 20) for view in (first, second)]
+    with pytest.raises(
+        BadPair, match=r"frames 0\.jpg, 1\.jpg: the model's own cameras are 2\.5 degrees and 4% .* off the given ones; at most 2"
+    ):
+        reconstructor.reconstruct(dark)
+
+
+def test_what_a_free_model_crops_is_said(saved: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    reconstructor = FfgsReconstructor("stub-plane", saved(), pixel_aligned=False)
+    capsys.readouterr()
+    reconstructor.check_size(48, 64)
+    assert capsys.readouterr().out == ""
+    reconstructor.check_size(48, 48)
+    assert "crops images of 48 x 48 pixels to 24 x 32 and makes no Gaussians of 25% of them" in capsys.readouterr().out
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,8 +105,9 @@ class SparseLift:
         lifted = embedding_bag(self.indices.long(), wide, self.offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
         return lifted.to(tokens.dtype)
 
-    def to(self, device: torch.device | str) -> SparseLift:
-        return replace(self, offsets=self.offsets.to(device), indices=self.indices.to(device), weights=self.weights.to(device))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SparseLift:
+        parts = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in ("offsets", "indices", "weights")}
+        return replace(self, **parts)
 
     def pin_memory(self) -> SparseLift:
         """What a loader with pinned memory calls."""

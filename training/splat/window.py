@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from training.splat.transposed import SparseLift
 
 def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int, int]) -> TokenLift | SparseLift:
     """From the context pair's tokens, a grid (h,w) in each view, to its Gaussians; on the CPU. Where these are pixel-aligned each takes its
-    pixel's feature, else the mean of the valid context pixels in which it shows."""
+    pixel's feature, else the mean of the valid context pixels in which it shows, and none where it shows in none."""
     masks = torch.from_numpy(np.stack([view.labels for view in context]).astype(np.int32))
     if gaussians.pixel_aligned:
         return TokenLift.from_masks(masks, grid)
@@ -33,11 +34,19 @@ def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int,
 
 
 class WindowSplat:
-    """The Gaussians of one context pair with their lift, made once, to be splatted into as many targets as one likes."""
+    """The Gaussians of one context pair with their lift, made once, to be splatted into as many targets as one likes.
+
+    Gaussians that belong to no pixel, and have no feature because no valid context pixel shows them, are made transparent: opaque, they
+    would make zero the target of tokens that nobody can say anything about.
+    """
 
     def __init__(self, gaussians: Gaussians, context: Sequence[Frame]) -> None:
-        self.gaussians, self.grid = gaussians, grid_size(*context[0].labels.shape)
+        self.grid = grid_size(*context[0].labels.shape)
         self.lift = window_lift(gaussians, context, self.grid)
+        if isinstance(self.lift, SparseLift):
+            shown = self.lift.offsets.diff().numpy() > 0
+            gaussians = replace(gaussians, opacities=np.where(shown, gaussians.opacities, np.float32(0)))
+        self.gaussians = gaussians
 
     def operator(self, target: Frame, with_blend: bool = True, source_hash: str = "") -> TokenOperator:
         """The operator into `target`, whose tokens lie on the same grid as the context's."""

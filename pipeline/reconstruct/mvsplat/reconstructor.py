@@ -28,8 +28,8 @@ class MVSplatReconstructor(Reconstructor):
     def __init__(self, checkpoint: str, near: float, far: float, batch: int = 1, device: str = "auto") -> None:
         if not 0 < near < far < float("inf"):
             raise ConfigError(f"reconstructor.near={near}, reconstructor.far={far}: must be 0 < near < far, in metres")
-        if batch < 1:
-            raise ConfigError(f"reconstructor.batch={batch}: must be 1 or more pairs")
+        if batch < 1 or batch != int(batch):
+            raise ConfigError(f"reconstructor.batch={batch}: must be a whole number of pairs, 1 or more")
         self.device, self.batch = choose_device(device), batch
         self.uses_gpu = device != "cpu"  # the actor may stand on another machine than the one that asks
         self.near, self.far, self.made_up = near, far, checkpoint == RULE
@@ -77,7 +77,7 @@ class MVSplatReconstructor(Reconstructor):
         return None
 
     def _encode(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
-        """Checked pairs, at most as many as fit on the device."""
+        """Of pairs that passed the checks, in one pass."""
         if not pairs:
             return []
         image = torch.from_numpy(np.stack([[view.image for view in views] for views in pairs])).to(self.device)

@@ -1,0 +1,88 @@
+"""A context pair's Gaussians and their lift, where the two differ in kind from row to row, or the context is not valid everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs import load
+from configs.schema import TrainConfig
+from pipeline.reconstruct.depth import DepthReconstructor
+from storage.column import Column
+from storage.domain import Camera, Frame
+from storage.gaussians import encode_gaussians, transparent_gaussians
+from storage.rows import encode_window
+from training.distill import supervise
+from training.loader import WindowRows, collate
+from training.splat.window import WindowSplat
+
+SIZE = 56  # 4 x 4 tokens
+
+
+def before_a_wall(valid_columns: int = SIZE) -> list[Frame]:
+    """Three cameras in a row, 2 m before a wall of two halves; of the outer ones only the first columns are valid."""
+    K = np.array([[60.0, 0, SIZE / 2], [0, 60.0, SIZE / 2], [0, 0, 1]])
+    labels = np.repeat([[1, 2]], SIZE // 2, axis=1).repeat(SIZE, axis=0).astype(np.uint16)
+    frames = []
+    for place in range(3):
+        c2w = np.eye(4)
+        c2w[0, 3] = 0.05 * place
+        valid = np.zeros((SIZE, SIZE), bool)
+        valid[:, : SIZE if place == 1 else valid_columns] = True
+        depth = np.full((SIZE, SIZE), 2.0, np.float32) if place != 1 else None
+        frames.append(Frame(f"{place}.jpg", Camera(c2w, K, SIZE, SIZE), np.full((SIZE, SIZE, 3), 99, np.uint8), labels, valid, depth))
+    return frames
+
+
+def test_what_only_invalid_pixels_show_has_no_say() -> None:
+    """A model that is not pixel-aligned puts Gaussians there too; they must not make zero targets of tokens that none can speak for."""
+    first, target, last = before_a_wall(valid_columns=SIZE // 2)
+    whole = DepthReconstructor(0.5).reconstruct([replace(view, valid=np.ones_like(view.valid)) for view in (first, last)])
+    aligned = WindowSplat(DepthReconstructor(0.5).reconstruct([first, last]), [first, last]).operator(target)
+    free = WindowSplat(replace(whole, pixel_aligned=False), [first, last]).operator(target)
+    assert aligned.alpha.reshape(4, 4).min(axis=0) == pytest.approx([1, 1, 0, 0], abs=0.05)
+    np.testing.assert_allclose(free.alpha, aligned.alpha, atol=0.05)
+    np.testing.assert_allclose(free.coverage, free.alpha, atol=1e-3)
+    everywhere = [replace(view, valid=np.ones_like(view.valid)) for view in (first, last)]
+    assert WindowSplat(replace(whole, pixel_aligned=False), everywhere).operator(target).coverage.min() > 0.9
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> str:
+    """A dataset of three rows that differ in their Gaussians: pixel-aligned, free, and none since the pair was refused."""
+    frames = before_a_wall()
+    pair = [frames[0], frames[2]]
+    cameras = [view.camera for view in pair]
+    cloud = DepthReconstructor(0.5).reconstruct(pair)
+    some = np.random.default_rng(0).permutation(len(cloud))[: len(cloud) // 2]
+    parts = {name: getattr(cloud, name)[some] for name in ("means", "quats", "scales", "opacities")}
+    clouds = (cloud, replace(cloud, **parts, pixel_aligned=False), transparent_gaussians(cameras))
+    for name, rows in (
+        ("frames", [encode_window("wall", frames) for _ in clouds]),
+        ("gaussians", [encode_gaussians(cloud, cameras) for cloud in clouds]),
+    ):
+        column = Column(str(tmp_path), name)
+        column.declare({"column": name})
+        column.commit(0, [(f"row{i}", row) for i, row in enumerate(rows)])
+        column.write_manifest(1)
+    return str(tmp_path)
+
+
+def test_rows_of_all_kinds_go_through_one_batch(mixed: str) -> None:
+    targets = []
+    for mode in ("live", "on_the_fly"):
+        config = load("train", TrainConfig, [f"dataset={mixed}", "output=x", "backbone=demo", f"supervision.mode={mode}"])
+        rows = WindowRows(mixed, config.supervision, tokens=False)
+        batch = collate([rows[row, 0] for row in range(3)]).to(torch.device("cpu"))
+        if mode == "live":
+            assert [lift is None for lift in batch.lifts] == [True, False, True]
+        batch.context_tokens = torch.randn(3, 2, 4, 4, 8, generator=torch.Generator().manual_seed(1))
+        targets.append(supervise(config, None, batch))  # type: ignore[arg-type]  # the tokens are there, no teacher is asked
+    live, on_the_fly = targets
+    torch.testing.assert_close(live.tokens, on_the_fly.tokens, atol=1e-5, rtol=1e-5)
+    assert torch.equal(live.keep, on_the_fly.keep)
+    assert live.keep.flatten(1).any(1).tolist() == [True, True, False]

@@ -82,3 +82,7 @@ class Gaussians:
 
     def __len__(self) -> int:
         return len(self.means)
+
+    def take(self, which: np.ndarray) -> Gaussians:
+        """Those that `which` names (places, or [N] bool), in its order. They no longer are one per pixel."""
+        return Gaussians(self.means[which], self.quats[which], self.scales[which], self.opacities[which], pixel_aligned=False)

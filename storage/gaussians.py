@@ -23,7 +23,6 @@ What it costs in accuracy is measured by tests/storage/test_gaussians.py and tes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -64,8 +63,7 @@ def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[st
         raise ValueError("means must be finite")
     distance = np.maximum(np.linalg.norm(ray, axis=1), 1e-6)
     planes = {"direction": _pack_directions(ray)}
-    kept = replace(gaussians, **{name: getattr(gaussians, name)[seen] for name in ("means", "quats", "scales", "opacities")})
-    return _members(_FREE, kept, distance, np.maximum(distance, _NEAREST) * unit, planes)
+    return _members(_FREE, gaussians.take(seen), distance, np.maximum(distance, _NEAREST) * unit, planes)
 
 
 def _encode_aligned(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str, bytes]:

@@ -130,13 +130,14 @@ class WindowRows(torch.utils.data.Dataset):
             expected = operator_source(self.columns[self.splat].made_by, frames.keys[row], target)
             operator = decode_operator({name: members[f"{target:02d}.{name}"] for name in OPERATOR_MEMBERS}, expected)
         else:
-            live = decode_gaussians(members, [window.cameras[place] for place in context])
-            on_the_fly = self.supervision.mode is SupervisionMode.on_the_fly
-            if on_the_fly or not live.pixel_aligned:
-                splat = WindowSplat(live, [views[place] for place in context])
+            cloud, pair = decode_gaussians(members, [window.cameras[place] for place in context]), [views[place] for place in context]
+            if self.supervision.mode is SupervisionMode.on_the_fly:
+                operator = WindowSplat(cloud, pair).operator(views[target], with_blend=self.supervision.blend < 1)
+            elif cloud.pixel_aligned:
+                live = cloud  # the step lifts to them on its device
+            else:
+                splat = WindowSplat(cloud, pair)
                 live, lift = splat.gaussians, splat.lift
-            if on_the_fly:
-                operator, live, lift = splat.operator(views[target], with_blend=self.supervision.blend < 1), None, None
         return {
             "keys": frames.keys[row],
             "seeds": int(draw) % 2**63,

@@ -69,24 +69,22 @@ class FfgsReconstructor(Reconstructor):
         from ffgs import ImageFitConfig
 
         config = self.pipeline.processor.config
+        fits = isinstance(config, ImageFitConfig)
+        fitting = " x ".join(map(str, config.image_shape)) if fits else ""
+        asked = f"reconstructor.model={self.model}: images of {height} x {width} pixels"
         if not self.pixel_aligned:
             # Any size will do; and one that predicts cameras rightly refuses those of noise.
-            if isinstance(config, ImageFitConfig) and config.crop_mode == "crop":
+            if fits and config.crop_mode == "crop":
                 share = config.image_shape[0] * width / (config.image_shape[1] * height)
                 kept = min(share, 1 / share)
                 if kept < _WHOLE:
-                    fitting = " x ".join(map(str, config.image_shape))
-                    print(
-                        f"reconstructor.model={self.model}: crops images of {height} x {width} pixels to {fitting} and makes no "
-                        f"Gaussians of {1 - kept:.0%} of them; reconstructor.processor can say another image_shape",
-                        flush=True,
-                    )
+                    remedy = "reconstructor.processor can say another image_shape"
+                    print(f"{asked} are cropped to {fitting}, and {1 - kept:.0%} of them get no Gaussians; {remedy}", flush=True)
             return
-        if isinstance(config, ImageFitConfig) and config.image_shape != [height, width]:
-            fitting = " x ".join(map(str, config.image_shape))
+        if fits and config.image_shape != [height, width]:
             raise ConfigError(
-                f"reconstructor.model={self.model}: images of {height} x {width} pixels, which it would resize or crop to {fitting}, away "
-                f"from the stored pixels; build the frames at {fitting}, or {_REMEDY}"
+                f"{asked}, which it would resize or crop to {fitting}, away from the stored pixels; build the frames at {fitting}, "
+                f"or {_REMEDY}"
             )
         try:
             self.reconstruct(_noise(height, width))

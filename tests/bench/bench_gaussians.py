@@ -57,12 +57,11 @@ def room(seed: int) -> list[Frame]:
 
 def clouds(pair: Sequence[Frame], seed: int) -> dict[str, Gaussians]:
     depth = DepthReconstructor(0.4).reconstruct(pair)
-    half = np.random.default_rng(seed).permutation(len(depth))[::2]
-    parts = {name: getattr(depth, name)[half] for name in ARRAYS}
+    half = depth.take(np.random.default_rng(seed).permutation(len(depth))[::2])
     return {
         "depth": depth,
         "mvsplat": MVSplatReconstructor("rule", near=1.0, far=100.0, device="cpu").reconstruct(pair),
-        "free": Gaussians(**{**parts, "scales": 1.4 * parts["scales"]}, pixel_aligned=False),
+        "free": replace(half, scales=1.4 * half.scales),
     }
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from configs import ConfigError, load
-from configs.schema import CacheGaussiansConfig
+from configs.schema import CacheGaussiansConfig, InspectGaussiansConfig
+from pipeline import inspect_gaussians
 from pipeline.cache_gaussians import run
 from pipeline.makers import GaussiansMaker, context_pairs
 from pipeline.reconstruct.depth import DepthReconstructor
@@ -27,6 +29,7 @@ from storage.column import Column, Manifest, open_columns, read_members
 from storage.gaussians import decode_gaussians
 from storage.rows import decode_window
 from tests.conftest import REPOSITORY, command, hashes
+from training.pictures import to_png
 
 
 def descendants(pid: int) -> Iterator[tuple[int, str]]:
@@ -85,11 +88,22 @@ def test_a_killed_actor_leaves_no_trace_in_the_column(pairs_64: str, tmp_path: P
     assert hashes(str(tmp_path / "mvsplat")) == hashes(f"{pairs_64}/mvsplat")
 
 
-def test_a_picture_of_made_up_weights_says_that_it_means_nothing(pairs_64: str, tmp_path: Path) -> None:
+def test_a_picture_of_made_up_weights_says_that_it_means_nothing(
+    pairs_64: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles: list[str] = []
+
+    def keep_title(figure: Figure) -> bytes:
+        titles.append(figure.get_suptitle())
+        return to_png(figure)
+
+    monkeypatch.setattr(inspect_gaussians, "to_png", keep_title)
     key = Manifest(pairs_64, "mvsplat").keys[0]
-    given = (f"dataset={pairs_64}", "gaussians=mvsplat", f"key={key}", f"output={tmp_path}")
-    assert "mvsplat, weights rule: made up, the Gaussians mean nothing" in command("pipeline/inspect_gaussians.py", *given).stdout
-    assert (tmp_path / f"{key}.png").stat().st_size > 10_000
+    asked = [f"dataset={pairs_64}", "gaussians=mvsplat", f"key={key}", f"output={tmp_path}"]
+    inspect_gaussians.run(load("inspect_gaussians", InspectGaussiansConfig, asked))
+    for said in (*titles, capsys.readouterr().out):
+        assert "mvsplat, weights rule: made up, the Gaussians mean nothing" in said
+    assert len(titles) == 1
 
 
 def test_another_reconstructor_goes_into_another_column(pairs_64: str) -> None:

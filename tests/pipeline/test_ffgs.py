@@ -247,7 +247,7 @@ def test_what_a_free_model_crops_is_said(saved: Callable[..., str], capsys: pyte
     reconstructor.check_size(48, 64)
     assert capsys.readouterr().out == ""
     reconstructor.check_size(48, 48)
-    assert "crops images of 48 x 48 pixels to 24 x 32 and makes no Gaussians of 25% of them" in capsys.readouterr().out
+    assert "images of 48 x 48 pixels are cropped to 24 x 32, and 25% of them get no Gaussians" in capsys.readouterr().out
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from pipeline.makers import OperatorsMaker, context_pairs
 from pipeline.reconstruct.depth import DepthReconstructor
 from storage import location
 from storage.column import Column
-from storage.domain import Gaussians
 from storage.gaussians import encode_gaussians
 from tests.conftest import REPOSITORY
 from training import checkpoint
@@ -117,9 +116,8 @@ def free_columns(dataset: str) -> tuple[str, str]:
         rows = []
         for key, pair in context_pairs(frames, number):
             cloud = DepthReconstructor(0.4).reconstruct(pair)
-            some = np.random.default_rng(0).permutation(len(cloud))[::2]
-            parts = {name: getattr(cloud, name)[some] for name in ("means", "quats", "scales", "opacities")}
-            rows.append((key, encode_gaussians(Gaussians(**parts, pixel_aligned=False), [view.camera for view in pair])))
+            half = cloud.take(np.random.default_rng(0).permutation(len(cloud))[::2])
+            rows.append((key, encode_gaussians(half, [view.camera for view in pair])))
         gaussians.commit(number, rows)
     for number in range(shards):
         operators.commit(number, OperatorsMaker(dataset, "free-operators", "free", {}, "all", "f16").rows(number))

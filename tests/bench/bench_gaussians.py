@@ -11,9 +11,12 @@ tokens of 384 channels; of the context's colours, in 255ths. CPU time, one threa
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy: BLAS threads that wait count as CPU time
+
 import argparse
 import json
-import os
 import platform
 import statistics
 import sys

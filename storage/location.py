@@ -11,17 +11,22 @@ line that names the URL and the remedy.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
+import secrets
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 0.25
 _PARTIAL = ".partial"  # a local file being written; one that a killed process left is nobody's
+_CONNECTIONS = 64  # to an S3 server at a time; with the client's default of 10, 64 small reads take 7 round trips instead of one
+_BULK = 1000  # what one S3 delete request may name
 
 
 class StorageError(OSError):
@@ -30,6 +35,13 @@ class StorageError(OSError):
 
 class NotFound(StorageError):
     """Nothing lies at the URL."""
+
+
+class ObjectInfo(NamedTuple):
+    """What a listing says of an object. The same size and version again: the same bytes."""
+
+    size: int
+    version: str  # the ETag on S3; the time of the last change, in ns, on a local disk
 
 
 def join(url: str, *parts: str) -> str:
@@ -45,7 +57,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):
         # A listing kept from before a write would hide a committed shard.
-        options = {"use_listings_cache": False}
+        options = {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": _CONNECTIONS}}
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -111,43 +123,112 @@ def read_bytes(url: str) -> bytes:
     return _read(url, attempt)
 
 
+def read_many(urls: Sequence[str]) -> list[bytes]:
+    """Whole small objects, many in flight together where the store allows it. The URLs share one file system.
+
+    Raises:
+        NotFound: one is missing; the message names it.
+    """
+    return _read_parts(urls, [None] * len(urls), [None] * len(urls))
+
+
 def read_ranges(urls: Sequence[str], offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
     """One byte range of each URL, all in flight together where the store allows it. The URLs share one file system."""
-    if not urls:
-        return []
+    parts = _read_parts(urls, list(offsets), [offset + size for offset, size in zip(offsets, sizes, strict=True)])
+    for url, part, size in zip(urls, parts, sizes, strict=True):
+        if len(part) != size:
+            raise StorageError(f"{url}: {len(part)} bytes came where {size} were asked for; the object is shorter than its manifest says")
+    return parts
 
-    def attempt() -> list[bytes]:
+
+def _read_parts(urls: Sequence[str], starts: list, ends: list) -> list[bytes]:
+    """`url[start:end]` of each. Where some reads failed for the moment, only those are made again."""
+    parts: list[Any] = [None] * len(urls)
+    missing = range(len(urls))
+
+    def attempt() -> None:
+        nonlocal missing
         fs, _ = filesystem(urls[0])
-        paths = [fs._strip_protocol(url) for url in urls]
-        ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
-        parts = fs.cat_ranges(paths, list(offsets), ends, on_error="return")
-        for url, part, size in zip(urls, parts, sizes, strict=True):
-            if isinstance(part, BaseException):
-                with _explained(url):
-                    raise part
-            if len(part) != size:
-                raise StorageError(
-                    f"{url}: {len(part)} bytes came where {size} were asked for; the object is shorter than its manifest says"
-                )
-        return parts
+        # s3fs would ask for the size of a whole object first, to cut a large one up: a second request each.
+        options = {"max_concurrency": 1} if _is_s3(fs) else {}
+        asked = [fs._strip_protocol(urls[n]) for n in missing], [starts[n] for n in missing], [ends[n] for n in missing]
+        for n, part in zip(missing, fs.cat_ranges(*asked, on_error="return", **options), strict=True):
+            parts[n] = part
+        missing = [n for n in missing if isinstance(parts[n], BaseException)]
+        # What no retry mends comes first.
+        for n in sorted(missing, key=lambda n: _is_transient(parts[n])):
+            with _explained(urls[n]):
+                raise parts[n]
 
-    return _read(urls[0], attempt)
+    if urls:
+        _read(urls[0], attempt)
+    return parts
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Replaces the object in one go: a reader sees the old or the new one, never half of one."""
     with _explained(url):
         fs, path = filesystem(url)
-        if "file" in _protocols(fs):
-            fs.makedirs(posixpath.dirname(path), exist_ok=True)
-            temporary = f"{path}.{os.getpid()}{_PARTIAL}"
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+        if _is_local(fs):
+            with _written(path, data) as temporary:
+                os.replace(temporary, path)
         else:
             fs.pipe_file(path, data)
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Writes the object if nothing lies at `url`; of several that try at once, one does.
+
+    Other stores than a local disk and S3 get a look and then a write, between which another writer may come. Where the connection breaks
+    after S3 has taken the object, the retry finds it there: that write can be reported as another's.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    with _explained(url):
+        fs, path = filesystem(url)
+        if _is_local(fs):
+            with _written(path, data) as temporary:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+            return True
+        if not _is_s3(fs):
+            if exists(url):
+                return False
+            fs.pipe_file(path, data)
+            return True
+        for remaining in reversed(range(_ATTEMPTS)):
+            try:
+                fs.pipe_file(path, data, mode="create")
+                return True
+            except OSError as error:
+                # AWS answers a refused condition as FileExistsError, other servers as EINVAL; EBUSY is another write under way.
+                if not (isinstance(error, FileExistsError) or error.errno in (errno.EINVAL, errno.EBUSY)):
+                    raise
+                if exists(url):
+                    return False
+                if not remaining:
+                    raise
+                time.sleep(_FIRST_WAIT_S)
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _written(path: str, data: bytes) -> Iterator[str]:
+    """A temporary local file beside `path` that holds `data`, on the disk; removed at the end unless it was renamed."""
+    os.makedirs(posixpath.dirname(path), exist_ok=True)
+    temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}"
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def exists(url: str) -> bool:
@@ -164,19 +245,58 @@ def exists(url: str) -> bool:
     return _read(url, attempt)
 
 
+def list_objects(url: str) -> dict[str, ObjectInfo]:
+    """The objects directly below the folder `url`, by name. An absent folder is an empty one."""
+    return _objects(url, deep=False)
+
+
 def list_sizes(url: str) -> dict[str, int]:
     """The objects directly below the folder `url`: name -> bytes. An absent folder is an empty one."""
+    return {name: info.size for name, info in _objects(url, deep=False).items()}
 
-    def attempt() -> dict[str, int]:
+
+def find_sizes(url: str) -> dict[str, int]:
+    """The objects anywhere below the folder `url`: path relative to it -> bytes. An absent folder is an empty one."""
+    return {name: info.size for name, info in _objects(url, deep=True).items()}
+
+
+def _objects(url: str, deep: bool) -> dict[str, ObjectInfo]:
+    def attempt() -> dict[str, ObjectInfo]:
         fs, path = filesystem(url)
+        if _is_local(fs):
+            return _local_objects(path, deep)
         try:
-            entries = fs.ls(path, detail=True)
+            entries = list(fs.find(path, detail=True).values()) if deep else fs.ls(path, detail=True)
         except FileNotFoundError:
             return {}
-        sizes = {posixpath.basename(e["name"]): int(e["size"]) for e in entries if e["type"] == "file"}
-        return {name: size for name, size in sizes.items() if not name.endswith(_PARTIAL)}
+        files = {entry["name"][len(path.rstrip("/")) + 1 :]: entry for entry in entries if entry["type"] == "file"}
+        # A name that ends in "/" is an S3 console's mark of a folder; no name is `url` itself, an object.
+        return {
+            name: ObjectInfo(int(entry["size"]), str(entry.get("ETag", "")).strip('"'))
+            for name, entry in files.items()
+            if name and not name.endswith("/")
+        }
 
     return _read(url, attempt)
+
+
+def _local_objects(path: str, deep: bool) -> dict[str, ObjectInfo]:
+    def refused(error: OSError) -> None:
+        # A folder that another process has just removed is as good as an absent one.
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
+    found = {}
+    for folder, _, names in os.walk(path, onerror=refused):
+        for name in names:
+            file = posixpath.join(folder, name)
+            if not name.endswith(_PARTIAL):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = os.stat(file)
+                    found[posixpath.relpath(file, path)] = ObjectInfo(stat.st_size, str(stat.st_mtime_ns))
+        if not deep:
+            break
+    return found
 
 
 def list_folders(url: str) -> list[str]:
@@ -198,6 +318,74 @@ def remove(url: str) -> None:
     with _explained(url):
         fs, path = filesystem(url)
         fs.rm_file(path)
+
+
+def remove_many(urls: Sequence[str]) -> None:
+    """Removes objects, on S3 a thousand at a request; quiet about what is already gone. The URLs share one file system."""
+    if not urls:
+        return
+    with _explained(urls[0]):
+        fs, _ = filesystem(urls[0])
+        _remove_paths(fs, [fs._strip_protocol(url) for url in urls])
+
+
+def remove_tree(url: str) -> None:
+    """Removes a folder and all below it; quiet where there is none."""
+    with _explained(url):
+        fs, path = filesystem(url)
+        if _is_local(fs):
+            while os.path.isdir(path):
+                # Where another process removes some of it meanwhile, rmtree stops there.
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(path)
+        elif _is_s3(fs):
+            _remove_paths(fs, [name for name in fs.find(path) if name.startswith(f"{path}/")])
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm(path, recursive=True)
+
+
+def _remove_paths(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
+    if not _is_s3(fs):
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(path)
+        return
+    buckets: dict[str, list[str]] = {}
+    for path in paths:
+        bucket, key = path.split("/", 1)
+        buckets.setdefault(bucket, []).append(key)
+    for bucket, keys in buckets.items():
+        for n in range(0, len(keys), _BULK):
+            # s3fs's own bulk delete passes over what the server refused to delete.
+            answer = fs.call_s3(
+                "delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys[n : n + _BULK]], "Quiet": True}
+            )
+            for refused in answer.get("Errors", []):
+                raise StorageError(
+                    f"s3://{bucket}/{refused['Key']}: not removed ({refused.get('Code')}); check the credentials and the bucket's policy"
+                )
+
+
+def move(url: str, new_url: str) -> None:
+    """Renames an object within one file system; on S3 a copy, then a removal. Replaces what lies at `new_url`."""
+    with _explained(url):
+        fs, path = filesystem(url)
+        _, new_path = filesystem(new_url)
+        if _is_local(fs):
+            os.makedirs(posixpath.dirname(new_path), exist_ok=True)
+            os.replace(path, new_path)
+        else:
+            fs.cp_file(path, new_path)
+            fs.rm_file(path)
+
+
+def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return "file" in _protocols(fs)
+
+
+def _is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    return "s3" in _protocols(fs)
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

@@ -1,10 +1,17 @@
 """Locations: local disk and S3 alike; every failure names the URL and the remedy."""
 
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
 import pytest
 import s3fs
 
 from storage import location
-from storage.location import NotFound, StorageError, join
+from storage.location import NotFound, ObjectInfo, StorageError, join
 
 
 def test_write_read_list_remove(place: str) -> None:
@@ -30,6 +37,158 @@ def test_ranges_come_in_order_and_short_objects_are_noticed(place: str) -> None:
         location.read_ranges([urls[0]], [90], [20])
     with pytest.raises(NotFound, match="not found; check the URL"):
         location.read_ranges([join(place, "absent")], [0], [1])
+
+
+def test_whole_objects_come_in_order_and_a_missing_one_is_named(place: str) -> None:
+    urls = [join(place, str(n)) for n in range(40)]
+    for n, url in enumerate(urls):
+        location.write_bytes(url, b"%d" % n * n)
+    assert location.read_many(urls[::-1] + urls[:2]) == [b"%d" % n * n for n in [*range(39, -1, -1), 0, 1]]
+    assert location.read_many([]) == []
+    with pytest.raises(NotFound, match=r"absent/one: not found"):
+        location.read_many([urls[0], join(place, "absent", "one"), urls[1]])
+
+
+def test_only_the_reads_that_failed_are_made_again(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [join(place, name) for name in "xyz"]
+    for url in urls:
+        location.write_bytes(url, url.encode())
+    asked: list[list[str]] = []
+    fs, _ = location.filesystem(place)
+    cat_ranges = fs.cat_ranges
+
+    def flaky(paths: list[str], *arguments: object, **options: object) -> list:
+        asked.append([path[-1] for path in paths])
+        parts = cat_ranges(paths, *arguments, **options)
+        return [
+            ConnectionResetError("cut") if path.endswith("y") and len(asked) < 3 else part for path, part in zip(paths, parts, strict=True)
+        ]
+
+    monkeypatch.setattr(fs, "cat_ranges", flaky)
+    monkeypatch.setattr(location, "_FIRST_WAIT_S", 0.0)
+    assert location.read_many(urls) == [url.encode() for url in urls]
+    assert asked == [["x", "y", "z"], ["y"], ["y"]]
+    with pytest.raises(NotFound, match="absent"):  # at once, although another read could be made again
+        asked.clear()
+        location.read_many([*urls, join(place, "absent")])
+    assert len(asked) == 1
+
+
+def test_create_writes_only_where_nothing_lies(place: str) -> None:
+    url = join(place, "claims", "a")
+    assert location.create_bytes(url, b"first")
+    assert not location.create_bytes(url, b"second")
+    assert location.read_bytes(url) == b"first"
+    location.remove(url)
+    assert location.create_bytes(url, b"third")
+    assert location.find_sizes(place) == {"claims/a": 5}
+
+
+def test_of_racing_creators_one_wins(place: str) -> None:
+    location.write_bytes(join(place, "there"), b"")  # the client is made once, before the race
+    with ThreadPoolExecutor(8) as pool:
+        for round_ in range(10):
+            url = join(place, f"claim-{round_}")
+            barrier = threading.Barrier(8)
+
+            def create(n: int, url: str = url, barrier: threading.Barrier = barrier) -> bool:
+                barrier.wait()
+                return location.create_bytes(url, b"%d" % n)
+
+            won = list(pool.map(create, range(8)))
+            assert sum(won) == 1
+            assert location.read_bytes(url) == b"%d" % won.index(True)
+
+
+def test_of_racing_processes_one_creates(place: str) -> None:
+    code = "import sys; from storage import location; sys.stdin.read(1); print(location.create_bytes(sys.argv[1], sys.argv[2].encode()))"
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, join(place, "claim"), str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for n in range(3)
+    ]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("g")
+        racer.stdin.flush()
+    won = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+    assert sorted(won) == ["False", "False", "True"]
+    assert location.read_bytes(join(place, "claim")) == b"%d" % won.index("True")
+
+
+def test_a_refused_creation_is_an_error_and_not_a_loss(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(22, "BadDigest")
+
+    monkeypatch.setattr(location.filesystem(s3)[0], "pipe_file", refuse)
+    monkeypatch.setattr(location, "_FIRST_WAIT_S", 0.0)
+    with pytest.raises(StorageError, match=r"claim: .*BadDigest"):
+        location.create_bytes(join(s3, "claim"), b"")
+
+
+def test_a_store_without_conditional_writes_creates_too() -> None:
+    assert location.create_bytes("memory://claims/a", b"1")
+    assert not location.create_bytes("memory://claims/a", b"2")
+    assert location.list_sizes("memory://claims") == {"a": 1}
+    assert location.read_many(["memory://claims/a"]) == [b"1"]
+    location.remove_tree("memory://claims")
+    assert location.find_sizes("memory://claims") == {}
+
+
+def test_a_changed_object_has_another_version(place: str) -> None:
+    for name in ("a", "b"):
+        location.write_bytes(join(place, name), b"12")
+    before = location.list_objects(place)
+    assert set(before) == {"a", "b"}
+    assert all(isinstance(info, ObjectInfo) and info.size == 2 and info.version for info in before.values())
+    location.write_bytes(join(place, "a"), b"21")
+    after = location.list_objects(place)
+    assert after["a"] != before["a"]
+    assert after["b"] == before["b"]
+    assert location.list_objects(join(place, "a")) == {}  # an object is no folder
+
+
+def test_long_listings_are_whole_and_never_stale(place: str) -> None:
+    fs, path = location.filesystem(place)
+    names = {f"{n:04}" for n in range(1100)}
+    if place.startswith("s3"):
+        fs.pipe({f"{path}/deep/{name}": b"1" for name in names})
+    else:
+        os.makedirs(f"{path}/deep")
+        for name in names:
+            with open(f"{path}/deep/{name}", "wb") as stream:
+                stream.write(b"1")
+    deep = join(place, "deep")
+    assert set(location.list_objects(deep)) == names
+    assert location.find_sizes(place) == {f"deep/{name}": 1 for name in names}
+    fsspec.filesystem("s3" if place.startswith("s3") else "file", skip_instance_cache=True).pipe_file(f"{path}/deep/new", b"22")
+    assert location.list_sizes(deep)["new"] == 2
+    location.remove_many([join(deep, name) for name in names])
+    assert location.find_sizes(place) == {"deep/new": 2}
+
+
+def test_a_tree_is_removed_and_its_neighbours_stay(place: str) -> None:
+    for name in ("a/one", "a/b/two", "ab/three"):
+        location.write_bytes(join(place, name), b"1")
+    assert location.find_sizes(join(place, "a")) == {"one": 1, "b/two": 1}
+    for _ in range(2):
+        location.remove_tree(join(place, "a"))
+        assert location.find_sizes(place) == {"ab/three": 1}
+        assert location.list_folders(place) == ["ab"]
+    location.remove_many([join(place, "ab", "three"), join(place, "ab", "absent")])
+    location.remove_many([])
+    assert location.find_sizes(place) == {}
+
+
+def test_move_replaces(place: str) -> None:
+    location.write_bytes(join(place, "a"), b"new")
+    location.write_bytes(join(place, "c", "b"), b"old")
+    location.move(join(place, "a"), join(place, "c", "b"))
+    assert location.find_sizes(place) == {"c/b": 3}
+    assert location.read_bytes(join(place, "c", "b")) == b"new"
+    with pytest.raises(NotFound, match="a: not found"):
+        location.move(join(place, "a"), join(place, "x"))
 
 
 def test_a_missing_object_is_named(place: str) -> None:

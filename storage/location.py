@@ -339,7 +339,10 @@ def remove_tree(url: str) -> None:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(path)
         elif _is_s3(fs):
-            _remove_paths(fs, [name for name in fs.find(path) if name.startswith(f"{path}/")])
+            names = [name for name in fs.find(path) if name.startswith(f"{path}/")]
+            folders = {name[:n] for name in names for n in range(len(path), len(name)) if name[n] == "/"}
+            # To AWS a folder is nothing; SeaweedFS goes on listing an empty one until its mark is removed, deepest first.
+            _remove_paths(fs, names + [f"{folder}/" for folder in sorted(folders, reverse=True)])
         else:
             with contextlib.suppress(FileNotFoundError):
                 fs.rm(path, recursive=True)
@@ -353,8 +356,9 @@ def _remove_paths(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
         return
     buckets: dict[str, list[str]] = {}
     for path in paths:
-        bucket, key = path.split("/", 1)
-        buckets.setdefault(bucket, []).append(key)
+        bucket, _, key = path.partition("/")
+        if key:
+            buckets.setdefault(bucket, []).append(key)
     for bucket, keys in buckets.items():
         for n in range(0, len(keys), _BULK):
             # s3fs's own bulk delete passes over what the server refused to delete.

@@ -1,4 +1,4 @@
-"""Real servers for tests, on the loopback and on free ports: a SeaweedFS S3 gateway and a Ray head with its job server."""
+"""Real servers for tests, on the loopback and on free ports: a SeaweedFS S3 gateway, a slow proxy for it, a Ray head with its jobs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.proxy import COUNT_PATH
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 
@@ -95,6 +99,28 @@ def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
 
         s3fs.S3FileSystem(key=ACCESS_KEY, secret=SECRET_KEY, endpoint_url=endpoint, skip_instance_cache=True).mkdir("test")
         yield environment
+
+
+@contextlib.contextmanager
+def delayed(endpoint: str, seconds: float, flip_first: int = 0) -> Iterator[str]:
+    """A proxy, in a process of its own, that adds `seconds` to every request to the server at `endpoint`. Yields its own endpoint.
+
+    Args:
+        flip_first: so many replies to ranged reads get one bit flipped, the first ones.
+    """
+    (port,) = free_ports(1)
+    command = [sys.executable, str(Path(__file__).with_name("proxy.py")), str(port), str(urlsplit(endpoint).port)]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "proxy.log"
+        with background([*command, str(seconds), str(flip_first)], log) as process:
+            wait_for(f"http://127.0.0.1:{port}{COUNT_PATH}", process, log, seconds=30)
+            yield f"http://127.0.0.1:{port}"
+
+
+def requests_made(proxy: str) -> int:
+    """How many requests went through the proxy of `delayed` so far."""
+    with urllib.request.urlopen(f"{proxy}{COUNT_PATH}", timeout=10) as response:
+        return int(response.read())
 
 
 @contextlib.contextmanager

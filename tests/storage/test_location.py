@@ -1,10 +1,17 @@
 """Locations: local disk and S3 alike; every failure names the URL and the remedy."""
 
+import contextlib
+import http.client
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
@@ -12,6 +19,7 @@ import s3fs
 
 from storage import location
 from storage.location import NotFound, ObjectInfo, StorageError, join
+from tests.servers import delayed, requests_made
 
 
 def test_write_read_list_remove(place: str) -> None:
@@ -215,3 +223,107 @@ def test_no_server_at_the_endpoint_is_named(s3: str, monkeypatch: pytest.MonkeyP
     with pytest.raises(StorageError, match=r"s3://test/.*AWS_ENDPOINT_URL"):
         location.read_bytes(join(s3, "x"))
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def slow(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Puts a proxy between this process and the S3 server: `slow(seconds, flip_first=0)` gives the proxy's endpoint."""
+    with contextlib.ExitStack() as stack:
+
+        def start(seconds: float, flip_first: int = 0) -> str:
+            proxy = stack.enter_context(delayed(os.environ["AWS_ENDPOINT_URL"], seconds, flip_first))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+            s3fs.S3FileSystem.clear_instance_cache()
+            location.exists(s3)  # the client is made now
+            return proxy
+
+        yield start
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_many_reads_wait_together(s3: str, slow: Callable[..., str]) -> None:
+    large = os.urandom(5 << 20)
+    location.write_bytes(join(s3, "direct"), large)
+    proxy = slow(0.2)
+    location.write_bytes(join(s3, "there"), large)
+    assert location.read_bytes(join(s3, "there")) == location.read_bytes(join(s3, "direct")) == large
+    made = requests_made(proxy)
+    began = time.monotonic()
+    parts = location.read_ranges([join(s3, "there")] * 64, [n * 1000 for n in range(64)], [60_000] * 64)
+    assert time.monotonic() - began < 2
+    assert requests_made(proxy) == made + 64
+    assert parts == [large[n * 1000 : n * 1000 + 60_000] for n in range(64)]
+    location.read_many([join(s3, "there"), join(s3, "direct")])
+    assert requests_made(proxy) == made + 66  # and not a question for the size of each
+    assert location.list_sizes(s3) == {"direct": 5 << 20, "there": 5 << 20}
+    with pytest.raises(NotFound):
+        location.read_bytes(join(s3, "absent"))
+    location.remove_tree(s3)
+    assert location.find_sizes(s3) == {}
+
+
+def test_the_proxy_flips_one_bit_of_the_first_ranged_reads(s3: str, slow: Callable[..., str]) -> None:
+    slow(0.0, flip_first=2)
+    url = join(s3, "zeros")
+    location.write_bytes(url, bytes(100_000))
+    assert location.read_many([url]) == [bytes(100_000)]  # no range
+    parts = [location.read_ranges([url], [10], [90_000])[0] for _ in range(3)]
+    assert [sum(part) for part in parts] == [1, 1, 0]
+    assert all(len(part) == 90_000 for part in parts)
+
+
+def test_the_proxy_passes_every_kind_of_body() -> None:
+    """Against a server of the standard library: chunked replies, uploads that ask first, replies that end with the connection."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if self.path == "/chunked":
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n")
+            elif self.path == "/until-closed":
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(b"z" * 500_000)
+                self.close_connection = True
+            else:
+                host = self.headers["Host"].encode()
+                self.send_header("Content-Length", str(len(host)))
+                self.end_headers()
+                self.wfile.write(host)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with contextlib.closing(server.socket), delayed(f"http://127.0.0.1:{server.server_port}", 0.0) as proxy:
+        host = urlsplit(proxy).netloc
+        client = http.client.HTTPConnection(host, timeout=20)  # one connection for all
+        for path, body in [("/host", host.encode()), ("/chunked", b"abcdefg"), ("/host", host.encode()), ("/until-closed", b"z" * 500_000)]:
+            client.request("GET", path)
+            assert client.getresponse().read() == body
+        client = http.client.HTTPConnection(host, timeout=20)
+        large = os.urandom(3 << 20)
+        client.request("PUT", "/x", body=large)
+        assert client.getresponse().read() == large
+        with socket.create_connection(urlsplit(proxy).netloc.split(":"), timeout=20) as stream:
+            stream.sendall(b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+            assert stream.recv(100).startswith(b"HTTP/1.1 100 ")
+            stream.sendall(b"hello")
+            stream.shutdown(socket.SHUT_WR)
+            assert stream.makefile("rb").read().endswith(b"\r\n\r\nhello")
+        client.request("GET", "/host")
+        assert client.getresponse().read() == host.encode()
+        assert requests_made(proxy) == 7
+        server.shutdown()

@@ -144,7 +144,7 @@ def read_ranges(urls: Sequence[str], offsets: Sequence[int], sizes: Sequence[int
 def _read_parts(urls: Sequence[str], starts: list, ends: list) -> list[bytes]:
     """`url[start:end]` of each. Where some reads failed for the moment, only those are made again."""
     parts: list[Any] = [None] * len(urls)
-    missing = range(len(urls))
+    missing = list(range(len(urls)))
 
     def attempt() -> None:
         nonlocal missing

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from subprocess import PIPE
 from urllib.parse import urlsplit
 
 import fsspec
@@ -19,6 +20,7 @@ import s3fs
 
 from storage import location
 from storage.location import NotFound, ObjectInfo, StorageError, join
+from tests.conftest import REPOSITORY
 from tests.servers import delayed, requests_made
 
 
@@ -110,7 +112,7 @@ def test_of_racing_creators_one_wins(place: str) -> None:
 def test_of_racing_processes_one_creates(place: str) -> None:
     code = "import sys; from storage import location; sys.stdin.read(1); print(location.create_bytes(sys.argv[1], sys.argv[2].encode()))"
     start = [sys.executable, "-c", code, join(place, "claim")]
-    racers = [subprocess.Popen([*start, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in range(3)]
+    racers = [subprocess.Popen([*start, str(n)], cwd=REPOSITORY, stdin=PIPE, stdout=PIPE, text=True) for n in range(3)]
     for racer in racers:
         assert racer.stdin is not None
         racer.stdin.write("g")

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from storage import s3_reads
+
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 0.25
 _PARTIAL = ".partial"  # a local file being written; one that a killed process left is nobody's
-_CONNECTIONS = 64  # to an S3 server at a time; with the client's default of 10, 64 small reads take 7 round trips instead of one
 _BULK = 1000  # what one S3 delete request may name
 
 
@@ -57,7 +58,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):
         # A listing kept from before a write would hide a committed shard.
-        options = {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": _CONNECTIONS}}
+        options = {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": s3_reads.CONNECTIONS}}
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -149,10 +150,8 @@ def _read_parts(urls: Sequence[str], starts: list, ends: list) -> list[bytes]:
     def attempt() -> None:
         nonlocal missing
         fs, _ = filesystem(urls[0])
-        # s3fs would ask for the size of a whole object first, to cut a large one up: a second request each.
-        options = {"max_concurrency": 1} if _is_s3(fs) else {}
         asked = [fs._strip_protocol(urls[n]) for n in missing], [starts[n] for n in missing], [ends[n] for n in missing]
-        for n, part in zip(missing, fs.cat_ranges(*asked, on_error="return", **options), strict=True):
+        for n, part in zip(missing, _cat_ranges(fs, *asked), strict=True):
             parts[n] = part
         missing = [n for n in missing if isinstance(parts[n], BaseException)]
         # What no retry mends comes first.
@@ -162,6 +161,20 @@ def _read_parts(urls: Sequence[str], starts: list, ends: list) -> list[bytes]:
 
     if urls:
         _read(urls[0], attempt)
+    return parts
+
+
+def _cat_ranges(fs: fsspec.AbstractFileSystem, paths: list[str], starts: list, ends: list) -> list[bytes | BaseException]:
+    """`path[start:end]` of each, or what went wrong."""
+    if not _is_s3(fs):
+        return fs.cat_ranges(paths, starts, ends, on_error="return")
+    parts: list[Any] = s3_reads.read_parts(fs, paths, starts, ends)
+    left = [n for n, part in enumerate(parts) if part is None]
+    if left:
+        asked = [paths[n] for n in left], [starts[n] for n in left], [ends[n] for n in left]
+        # Otherwise s3fs asks for the size of a whole object first, to cut a large one up: a second request each.
+        for n, part in zip(left, fs.cat_ranges(*asked, on_error="return", max_concurrency=1), strict=True):
+            parts[n] = part
     return parts
 
 

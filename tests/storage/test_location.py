@@ -18,7 +18,7 @@ import fsspec
 import pytest
 import s3fs
 
-from storage import location
+from storage import location, s3_reads
 from storage.location import NotFound, ObjectInfo, StorageError, join
 from tests.conftest import REPOSITORY
 from tests.servers import delayed, requests_made
@@ -64,16 +64,15 @@ def test_only_the_reads_that_failed_are_made_again(place: str, monkeypatch: pyte
     for url in urls:
         location.write_bytes(url, url.encode())
     asked: list[list[str]] = []
-    fs, _ = location.filesystem(place)
-    cat_ranges = fs.cat_ranges
+    cat_ranges = location._cat_ranges
 
-    def flaky(paths: list[str], *arguments: object, **options: object) -> list:
+    def flaky(fs: fsspec.AbstractFileSystem, paths: list[str], starts: list, ends: list) -> list:
         asked.append([path[-1] for path in paths])
-        parts = cat_ranges(paths, *arguments, **options)
+        parts = cat_ranges(fs, paths, starts, ends)
         cut = len(asked) < 3
         return [ConnectionResetError("cut") if cut and path.endswith("y") else part for path, part in zip(paths, parts, strict=True)]
 
-    monkeypatch.setattr(fs, "cat_ranges", flaky)
+    monkeypatch.setattr(location, "_cat_ranges", flaky)
     monkeypatch.setattr(location, "_FIRST_WAIT_S", 0.0)
     assert location.read_many(urls) == [url.encode() for url in urls]
     assert asked == [["x", "y", "z"], ["y"], ["y"]]
@@ -81,6 +80,35 @@ def test_only_the_reads_that_failed_are_made_again(place: str, monkeypatch: pyte
     with pytest.raises(NotFound, match="absent"):  # at once, although another read could be made again
         location.read_many([*urls, join(place, "absent")])
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("fault", ["none", "refused", "no credentials", "failing"])
+def test_what_the_short_way_to_s3_does_not_bring_comes_through_the_client(fault: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [join(s3, name) for name in ("plain", "a b+c%20?&=~(é).tar")]
+    for url in urls:
+        location.write_bytes(url, url.encode() * 100)
+    fs, _ = location.filesystem(s3)
+    asked: list[str] = []
+    cat_ranges = fs.cat_ranges
+
+    def ordinary(paths: list[str], *arguments: object, **options: object) -> list:
+        asked.extend(paths)
+        return cat_ranges(paths, *arguments, **options)
+
+    monkeypatch.setattr(fs, "cat_ranges", ordinary)
+    monkeypatch.setattr(s3_reads, "_roots", {})
+    if fault == "refused":
+        with monkeypatch.context() as patch:
+            patch.setattr("botocore.auth.S3SigV4Auth.signature", lambda *_: "0" * 64)
+            assert s3_reads.read_parts(fs, ["test/x"], [None], [None]) == [None]
+        assert set(s3_reads._roots.values()) == {""}  # and is not tried again
+    if fault == "no credentials":
+        monkeypatch.setattr(fs.session, "get_credentials", None)
+    if fault == "failing":
+        monkeypatch.setattr(s3_reads, "quote", None)
+    assert location.read_many(urls) == [url.encode() * 100 for url in urls]
+    assert location.read_ranges(urls, [5, 7], [100, 20]) == [(urls[0].encode() * 100)[5:105], (urls[1].encode() * 100)[7:27]]
+    assert bool(asked) == (fault != "none")
 
 
 def test_create_writes_only_where_nothing_lies(place: str) -> None:

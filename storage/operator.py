@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -110,7 +111,7 @@ class TokenOperator:
 
     def tap_weights(self) -> np.ndarray:
         """[Nt,4] float32: the weight of each entry of `tap_mask` in L."""
-        return bilinear_taps(self.size, self.grid)[1][self.rows].astype(np.float32)
+        return _tap_weights(self.size, self.grid)[self.rows]
 
 
 def bilinear_taps(size: tuple[int, int], grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +132,12 @@ def bilinear_taps(size: tuple[int, int], grid: tuple[int, int]) -> tuple[np.ndar
     pixels_hw22 = rows[:, None, :, None] * size[1] + columns[None, :, None, :]
     weights_hw22 = weight_y[:, None, :, None] * weight_x[None, :, None, :]
     return pixels_hw22.reshape(-1, 4), weights_hw22.reshape(-1, 4)
+
+
+@lru_cache(maxsize=16)
+def _tap_weights(size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """[h*w,4] float32. Kept: a dataset's operators share a few sizes, and a loader asks for those of each."""
+    return bilinear_taps(size, grid)[1].astype(np.float32)
 
 
 def content_hash(**parts: np.ndarray | Mapping | str | float) -> str:

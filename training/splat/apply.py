@@ -29,11 +29,17 @@ class OperatorBatch:
     tap_masks: Tensor  # [B*Nt,4] int32, below masks; [B*Nt,0] where built without blending
     tap_weights: Tensor  # [B*Nt,4] float32
     alpha: Tensor  # [B,Nt] float32
-    coverage: Tensor  # [B,Nt] float32
     n_context: int
 
     def __len__(self) -> int:
         return len(self.alpha)
+
+    @property
+    def coverage(self) -> Tensor:
+        """[B,Nt] float32, see `TokenOperator.coverage`. Summed when asked for: a training step goes by `alpha`."""
+        lengths = torch.diff(self.splat_offsets, append=self.splat_offsets.new_tensor([len(self.splat_values)]))
+        row = torch.repeat_interleave(lengths)
+        return torch.bincount(row, weights=self.splat_values.double(), minlength=len(lengths)).float().view(self.alpha.shape)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> OperatorBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_context"}
@@ -66,7 +72,6 @@ def collate_operators(operators: Sequence[TokenOperator]) -> OperatorBatch:
         tap_masks=torch.from_numpy(np.concatenate([op.tap_mask + first_mask[b] for b, op in enumerate(operators)]).astype(np.int32)),
         tap_weights=torch.from_numpy(np.concatenate(weights)),
         alpha=torch.from_numpy(np.stack([op.alpha for op in operators])),
-        coverage=torch.from_numpy(np.stack([op.coverage for op in operators])),
         n_context=n_context,
     )
 

@@ -4,8 +4,7 @@
 
     reader = SceneReader("s3://bucket/scannetpp", "3f15a9266d", width=336, height=224)
     for entry in reader.index.frames:
-        reader.check(entry)
-        frame = reader.frame(entry, with_depth=True)
+        frame = reader.read(entry)
 """
 
 from pipeline.scannetpp.layout import BadFrame, BadScene, FrameEntry, Lens, SceneIndex, Skip, pose_from_json, read_scene, read_split

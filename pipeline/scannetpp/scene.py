@@ -9,6 +9,7 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
@@ -36,6 +37,7 @@ class SceneReader:
     def __init__(self, root: str, scene_id: str, width: int, height: int, keep_bad: bool = False) -> None:
         self.root, self.scene_id, self.width, self.height = root, scene_id, width, height
         self.index = read_scene(root, scene_id, keep_bad)
+        self._clear_mask: bytes | None = None
 
     @cached_property
     def mesh(self) -> SceneMesh:
@@ -84,11 +86,14 @@ class SceneReader:
         Raises BadFrame: pose_outside_mesh, pose_bad_depth, image_missing, image_unreadable, image_size, mask_missing, mask_unreadable,
         anonymised.
         """
-        skip = self.pose_reason(entry)
-        if skip is not None:
-            raise BadFrame(skip.scene, skip.frame, skip.reason, skip.detail)
+        self._check_pose(entry)
         self._image(entry)
         self._mask(entry)
+
+    def read(self, entry: FrameEntry) -> Frame:
+        """The frame with depth, checked on the way: raises BadFrame as `check` does, and decodes image and mask once."""
+        self._check_pose(entry)
+        return self.frame(entry, with_depth=True)
 
     def frame(self, entry: FrameEntry, with_depth: bool) -> Frame:
         """The frame at the stored size; labels and depth by one ray per pixel. Raises BadFrame as `check` does, save for the pose."""
@@ -127,19 +132,31 @@ class SceneReader:
             "unknown_segments": objects.unknown_segments,
         }
 
+    def _check_pose(self, entry: FrameEntry) -> None:
+        skip = self.pose_reason(entry)
+        if skip is not None:
+            raise BadFrame(skip.scene, skip.frame, skip.reason, skip.detail)
+
     def _image(self, entry: FrameEntry) -> np.ndarray:
         """[h,w,3] uint8 RGB of the source size."""
-        rgb = self._decoded(entry, entry.image_url, "RGB", "image_missing", "image_unreadable")
+        data = self._bytes(entry, entry.image_url, "image_missing")
+        rgb = self._decoded(entry, entry.image_url, data, "RGB", "image_unreadable")
         self._check_size(entry, rgb, "image_size")
         return rgb
 
     def _mask(self, entry: FrameEntry) -> np.ndarray | None:
-        """[h,w] uint8 of the source size, 255 = valid; None where the frame has no mask."""
+        """[h,w] uint8 of the source size, 255 = valid; None where the frame has no mask, or one that hides nothing."""
         if entry.mask_url is None:
             return None
-        mask = self._decoded(entry, entry.mask_url, "L", "mask_missing", "mask_unreadable")
+        data = self._bytes(entry, entry.mask_url, "mask_missing")
+        if data == self._clear_mask:  # most frames hide nothing, and their masks are the same file
+            return None
+        mask = self._decoded(entry, entry.mask_url, data, "L", "mask_unreadable")
         self._check_size(entry, mask, "mask_unreadable")
         share = float((mask < 255).mean())
+        if share == 0:
+            self._clear_mask = data
+            return None
         if share > MAX_ANONYMISED_SHARE:
             detail = f"{share:.0%} of the pixels are masked, at most {MAX_ANONYMISED_SHARE:.0%} may be"
             raise BadFrame(self.scene_id, entry.name, "anonymised", detail)
@@ -151,16 +168,24 @@ class SceneReader:
             size = f"{pixels.shape[1]}x{pixels.shape[0]}, transforms.json says {lens.width}x{lens.height}"
             raise BadFrame(self.scene_id, entry.name, reason, f"{size}; intrinsics and files must be of one resolution")
 
-    def _decoded(self, entry: FrameEntry, url: str, mode: str, missing: str, unreadable: str) -> np.ndarray:
+    def _bytes(self, entry: FrameEntry, url: str, missing: str) -> bytes:
         try:
-            data = read_bytes(url)
+            return read_bytes(url)
         except NotFound as error:
             raise BadFrame(self.scene_id, entry.name, missing, f"{url} has gone since the scene was listed") from error
+
+    def _decoded(self, entry: FrameEntry, url: str, data: bytes, mode: str, unreadable: str) -> np.ndarray:
         # A switch for the whole process that other packages turn on; with it a cut JPEG decodes to grey without a word.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
             # No EXIF rotation: the intrinsics belong to the pixels as they lie in the file.
             with Image.open(io.BytesIO(data)) as image:
+                # OpenCV gives the same pixels sooner, but decodes a cut JPEG to grey without a word: what does not end in the end-of-image
+                # marker, and what OpenCV cannot read, is left to Pillow.
+                if image.format == "JPEG" and image.mode == mode == "RGB" and data.endswith(b"\xff\xd9"):
+                    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+                    if pixels is not None:
+                        return pixels
                 return np.asarray(image.convert(mode))
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, cv2.error, Image.DecompressionBombError) as error:
             raise BadFrame(self.scene_id, entry.name, unreadable, f"{url}: {error}") from error

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from PIL import Image, ImageFile
 from pipeline.scannetpp import (
     BadFrame,
     BadScene,
+    FrameEntry,
     Lens,
     MeshCaster,
     SceneReader,
+    Skip,
     Undistorter,
     pose_from_json,
     read_mesh,
@@ -145,9 +148,9 @@ def json_pose(c2w: np.ndarray) -> np.ndarray:
     return pose
 
 
-def encoded(pixels: np.ndarray, kind: str = "JPEG") -> bytes:
+def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
+    Image.fromarray(pixels).save(stream, kind, **({"quality": 95, "subsampling": 0, **options} if kind == "JPEG" else options))
     return stream.getvalue()
 
 
@@ -422,15 +425,23 @@ def test_report_tells_counts_and_cameras(room: Room) -> None:
 
 
 def verdicts(room: Room, **options: Any) -> dict[str, str]:
-    """Frame name -> reason, over what the index skips and what `check` refuses."""
+    """Frame name -> reason, over what the index skips and what `check` and `read` refuse, which is the same."""
     reader = room.reader(**options)
     found = {skip.frame: skip.reason for skip in reader.index.skipped}
     for entry in reader.index.frames:
-        try:
-            reader.check(entry)
-        except BadFrame as error:
-            found[entry.name] = error.reason
+        refused = refusal(reader.check, entry)
+        assert refusal(reader.read, entry) == refused
+        if refused is not None:
+            found[entry.name] = refused.reason
     return found
+
+
+def refusal(look: Callable[[FrameEntry], Any], entry: FrameEntry) -> Skip | None:
+    try:
+        look(entry)
+    except BadFrame as error:
+        return error.skip
+    return None
 
 
 def test_every_defect_has_its_reason_and_nothing_else_is_dropped(
@@ -488,6 +499,60 @@ def test_every_defect_has_its_reason_and_nothing_else_is_dropped(
     assert [entry.number for entry in index.frames] == sorted(entry.number for entry in index.frames)
     assert sum("1 frames:" in note for note in index.notes) == 3
     assert room.reader().frame(next(e for e in index.frames if e.name == n[14]), with_depth=False).valid.mean() < 0.97
+
+
+def test_read_is_check_and_frame(room: Room) -> None:
+    masked = np.full((WIDE.height, WIDE.width), 255, np.uint8)
+    masked[100:120, 50:90] = 0
+    room.mask(room.names[1]).write_bytes(encoded(masked, "PNG"))
+    reader, other = room.reader(), room.reader()
+    for entry in reader.index.frames:
+        other.check(entry)
+        one, two = reader.read(entry), other.frame(entry, with_depth=True)
+        for name in ("image", "labels", "valid", "depth"):
+            assert np.array_equal(getattr(one, name), getattr(two, name)), name
+        assert (one.name, one.camera.c2w is entry.c2w, one.camera.K.tolist()) == (two.name, True, two.camera.K.tolist())
+    assert [reader.read(entry).valid.mean() > 0.99 for entry in reader.index.frames] == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["plain", "progressive", "restart"])
+def test_a_cut_photograph_is_refused_wherever_it_is_cut(room: Room, photos: list[bytes], kind: str) -> None:
+    options = {"plain": {}, "progressive": {"progressive": True}, "restart": {"restart_marker_rows": 1}}[kind]
+    # A preview within the header has an end-of-image marker of its own.
+    preview = encoded(np.zeros((16, 16, 3), np.uint8))
+    photo = encoded(np.asarray(Image.open(io.BytesIO(photos[0]))), comment=preview, **options)
+    after_preview = photo.index(preview) + len(preview)
+    reader = room.reader()
+    entry = reader.index.frames[0]
+    for length in [1, 2, 20, after_preview, after_preview + 1, *range(200, len(photo), 4001), *range(len(photo) - 6, len(photo))]:
+        room.image(entry.name).write_bytes(photo[:length])
+        refused = refusal(reader.read, entry)
+        assert refused is not None, length
+        assert refused.reason == "image_unreadable"
+        assert entry.image_url in refused.detail
+    whole = []
+    for trailer in (b"", b"\0", b"\0" * 5000, b"more\xff\xd9", preview):
+        room.image(entry.name).write_bytes(photo + trailer)
+        whole.append(reader.read(entry).image)
+    assert all((image == whole[0]).all() for image in whole)
+
+
+def test_any_sound_photograph_gives_pillows_pixels(room: Room, photos: list[bytes]) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(photos[0])))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: as the intrinsics are of the pixels in the file, it is not followed
+    inks = io.BytesIO()
+    Image.fromarray(pixels).convert("CMYK").save(inks, "JPEG")
+    files = [
+        photos[0], encoded(pixels, progressive=True), encoded(pixels, subsampling=2), encoded(pixels, exif=turned.tobytes()),
+        encoded(pixels[..., 0]), inks.getvalue(), encoded(pixels, "PNG"),
+    ]  # fmt: skip
+    reader, undistorter = room.reader(), Undistorter(WIDE, WIDTH, HEIGHT)
+    entry = reader.index.frames[0]
+    for number, data in enumerate(files):
+        room.image(entry.name).write_bytes(data)
+        truth = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert (reader.read(entry).image == undistorter.image(truth)).all(), number
 
 
 def test_without_masks_every_pixel_is_valid(room: Room) -> None:

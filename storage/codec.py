@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 from PIL import Image
 
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}  # 4:4:4 keeps 41+ dB on rooms at a third of PNG's size
+_JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}  # 4:4:4 keeps 41+ dB on rooms at a third of PNG's size
 
 
 def encode_jpeg(image_hw3: np.ndarray) -> bytes:

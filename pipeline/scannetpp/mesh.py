@@ -211,8 +211,7 @@ class MeshCaster:
         directions = np.empty((*shape, 3), np.float32)
         for axis, (x, y, z) in enumerate(rotation):
             directions[..., axis] = np.add.outer(y * rays[:, 0, 1], x * rays[0, :, 0]) + z
-        directions = directions.reshape(-1, 3)
         origins = np.broadcast_to(camera.c2w[:3, 3].astype(np.float32), directions.shape).copy()
-        hits = self._scene.run(origins, directions, query="INTERSECT", output=1)
+        hits = self._scene.run(origins.reshape(-1, 3), directions.reshape(-1, 3), query="INTERSECT", output=1)
         depth = np.where(hits["primID"] >= 0, hits["tfar"], np.float32(0))
         return depth.reshape(shape), self._ids[hits["primID"]].reshape(shape)

@@ -153,7 +153,7 @@ class SceneReader:
             return None
         mask = self._decoded(entry, entry.mask_url, data, "L", "mask_unreadable")
         self._check_size(entry, mask, "mask_unreadable")
-        share = float((mask < 255).mean())
+        share = np.count_nonzero(mask < 255) / mask.size
         if share == 0:
             self._clear_mask = data
             return None

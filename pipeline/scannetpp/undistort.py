@@ -6,6 +6,8 @@ COLMAP's and OpenCV's pixel centres is honoured both ways, and the principal poi
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -45,7 +47,18 @@ class Undistorter:
             self._corner, self._fraction = cv2.fisheye.initUndistortRectifyMap(
                 lens.matrix - _HALF_PIXEL, np.array(lens.distortion), np.eye(3), K_full - _HALF_PIXEL, size, cv2.CV_16SC2
             )
-        self._valid_everywhere = self._valid(np.zeros((lens.height, lens.width), bool))
+        # Bands, each a whole number of rows before and after the averaging: rows of the output, rows that are averaged, first and last row
+        # of the photograph that these read. One band where the output is larger: OpenCV then interpolates, across borders of bands too.
+        shrinks = width <= lens.width and height <= lens.height
+        count = math.gcd(lens.height, height) if shrinks else 1
+        tall, low = lens.height // count, height // count
+        self._bands = []
+        for band in range(count):
+            full = slice(band * tall, (band + 1) * tall)
+            read = np.arange(lens.height)[full] if self._corner is None else self._corner[full, :, 1]
+            self._bands.append((slice(band * low, (band + 1) * low), full, int(read.min()), int(read.max()) + 1))
+        self._valid_everywhere = np.empty((height, width), bool)
+        self._valid_everywhere = self._valid(np.zeros((lens.height, lens.width), bool), -math.inf, math.inf)
 
     def image(self, rgb: np.ndarray) -> np.ndarray:
         """[lens.height, lens.width, 3] uint8 -> [height, width, 3] uint8. Beyond the source it is mirrored; `valid` is False there."""
@@ -63,19 +76,28 @@ class Undistorter:
             return self._valid_everywhere.copy()
         self._check(anon_mask.shape)
         hidden = anon_mask < 255
-        return self._valid(hidden) if hidden.any() else self._valid_everywhere.copy()
+        rows = np.flatnonzero(hidden.any(axis=1))
+        return self._valid(hidden, rows[0], rows[-1]) if len(rows) else self._valid_everywhere.copy()
 
-    def _valid(self, hidden: np.ndarray) -> np.ndarray:
+    def _valid(self, hidden: np.ndarray, first: float, last: float) -> np.ndarray:
+        """hidden [lens.height, lens.width] bool, of which rows `first` to `last` matter: bands that read others are as ever."""
+        touched: np.ndarray = hidden.view(np.uint8)
         if self._corner is not None:
             # touched[y + 1, x + 1]: whether one of the four pixels from (x, y) to (x + 1, y + 1) is hidden or outside.
-            padded = np.pad(hidden, 1, constant_values=True)
+            padded = np.pad(touched, 1, constant_values=1)
             touched = padded[:-1, :-1] | padded[1:, :-1] | padded[:-1, 1:] | padded[1:, 1:]
-            whole_pixels = np.empty(0, np.uint16)
-            hidden = cv2.remap(
-                touched.astype(np.uint8), self._corner + 1, whole_pixels, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=1
-            )
-        # In float: a share of one anonymised pixel in thirty must not round to nothing.
-        return cv2.resize(hidden.astype(np.float32), (self.width, self.height), interpolation=cv2.INTER_AREA) == 0.0
+        valid = self._valid_everywhere.copy()
+        for out, full, low, high in self._bands:
+            if high < first or last < low:
+                continue
+            seen = touched[full]
+            if self._corner is not None:
+                corner, whole_pixels = self._corner[full] + 1, np.empty(0, np.uint16)
+                seen = cv2.remap(touched, corner, whole_pixels, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=1)
+            # In float: a share of one anonymised pixel in thirty must not round to nothing.
+            size = self.width, out.stop - out.start
+            valid[out] = cv2.resize(seen.astype(np.float32), size, interpolation=cv2.INTER_AREA) == 0.0
+        return valid
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape != (self.lens.height, self.lens.width):

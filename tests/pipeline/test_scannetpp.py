@@ -307,6 +307,23 @@ def test_an_anonymised_pixel_spoils_what_it_enters_and_no_more() -> None:
     assert not undistorter.valid(np.zeros_like(mask)).any()
 
 
+@pytest.mark.parametrize(("width", "height"), [(336, 224), (448, 336), (438, 292), (219, 146), (101, 97)])
+@pytest.mark.parametrize(
+    "lens", [WIDE, NARROW, Lens("PINHOLE", 300.0, 310.0, 200.0, 140.0, (), 448, 300)], ids=["wide", "narrow", "pinhole"]
+)
+def test_validity_of_a_part_is_that_of_the_whole(lens: Lens, width: int, height: int) -> None:
+    """Only rows near what is hidden are looked at again; a first and a last row that are hidden make it all of them."""
+    undistorter = Undistorter(lens, width, height)
+    ends = np.full((lens.height, lens.width), 255, np.uint8)
+    ends[[0, -1]] = 0
+    random = np.random.default_rng(0)
+    for tall in (1, 2, 17, 120):
+        x, y = random.integers(0, (lens.width - 30, lens.height - tall))
+        mask = np.full_like(ends, 255)
+        mask[y : y + tall, x : x + 30] = 0
+        assert (undistorter.valid(mask) & undistorter.valid(ends) == undistorter.valid(np.minimum(mask, ends))).all()
+
+
 def test_pinhole_is_only_resized() -> None:
     lens = Lens("PINHOLE", 300.0, 310.0, 200.0, 140.0, (), 448, 300)
     undistorter = Undistorter(lens, 224, 100)

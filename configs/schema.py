@@ -41,12 +41,21 @@ class MakeRoomsConfig:
 
 
 @dataclass
-class WindowConfig:
+class WindowsConfig:
+    rule: str = MISSING
     gap: int = MISSING
     stride: int = MISSING
+    views: int = MISSING
     min_baseline: float = MISSING
     max_baseline: float = MISSING
     max_rotation: float = MISSING
+    held_out: bool = MISSING
+
+
+@dataclass
+class HeldOutConfig:
+    scenes: list[str] = MISSING
+    part: float = MISSING
 
 
 @dataclass
@@ -58,14 +67,56 @@ class BuildShardsConfig:
     height: int = MISSING
     keep_bad: bool = MISSING
     min_kept_share: float = MISSING
-    window: WindowConfig = MISSING
-    rows_per_shard: int = MISSING
-    features: bool = MISSING
+    frames_per_shard: int = MISSING
+    held_out: HeldOutConfig = MISSING
+    windows: WindowsConfig = MISSING
+    features: str = MISSING
     backbone: BackboneConfig = MISSING
     source: str = MISSING
     licence: str = MISSING
     actor: ActorConfig = MISSING
     ray: RayConfig = MISSING
+    plan_only: bool = MISSING
+
+
+@dataclass
+class PlanWindowsConfig:
+    dataset: str = MISSING
+    name: str = MISSING
+    windows: WindowsConfig = MISSING
+
+
+@dataclass
+class WithdrawConfig:
+    dataset: str = MISSING
+    scene: str = MISSING
+    dry_run: bool = MISSING
+
+
+@dataclass
+class DescribeConfig:
+    dataset: str = MISSING
+
+
+@dataclass
+class VerifyConfig:
+    dataset: str = MISSING
+    decode: bool = MISSING
+    set_aside: bool = MISSING
+
+
+class Deletion(Enum):
+    retired = "retired"
+    column = "column"
+    dataset = "dataset"
+
+
+@dataclass
+class DeleteConfig:
+    dataset: str = MISSING
+    what: Deletion = MISSING
+    column: str | None = MISSING
+    dry_run: bool = MISSING
 
 
 @dataclass
@@ -78,12 +129,15 @@ class OperatorsConfig:
 @dataclass
 class CacheGaussiansConfig:
     dataset: str = MISSING
+    windows: str = MISSING
+    masks: str = MISSING
     column: str = MISSING
     keep_gaussians: bool = MISSING
     operators: OperatorsConfig = MISSING
     reconstructor: dict[str, Any] = MISSING
     actor: ActorConfig = MISSING
     ray: RayConfig = MISSING
+    plan_only: bool = MISSING
 
 
 class TeacherMode(Enum):
@@ -125,6 +179,7 @@ class SupervisionMode(Enum):
 @dataclass
 class SupervisionConfig:
     mode: SupervisionMode = MISSING
+    masks: str = MISSING
     gaussians: str = MISSING
     operators: str = MISSING
     blend: float = MISSING
@@ -143,11 +198,15 @@ class OptimizerConfig:
 class LoaderConfig:
     workers: int = MISSING
     prefetch: int = MISSING
+    cache: str | None = MISSING
+    cache_gb: float = MISSING
+    skip_withdrawn: bool = MISSING
 
 
 @dataclass
 class TrainConfig:
     dataset: str = MISSING
+    windows: str = MISSING
     output: str = MISSING
     steps: int = MISSING
     until: int | None = MISSING
@@ -181,6 +240,8 @@ class ExportConfig:
 @dataclass
 class InspectConfig:
     dataset: str = MISSING
+    windows: str = MISSING
+    masks: str = MISSING
     gaussians: str = MISSING
     output: str = MISSING
     rows: int = MISSING
@@ -189,6 +250,8 @@ class InspectConfig:
 @dataclass
 class InspectGaussiansConfig:
     dataset: str = MISSING
+    windows: str = MISSING
+    masks: str = MISSING
     gaussians: str = MISSING
     key: str = MISSING
     output: str = MISSING

@@ -10,21 +10,22 @@ step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 step "1/6 synthetic rooms in the ScanNet++ layout"
 python pipeline/make_rooms.py root="$out/rooms" rooms=4 frames=28 scale=0.25 val=1
 
-step "2/6 frames and teacher features (Ray)"
-python pipeline/build_shards.py root="$out/rooms" dataset="$out/dataset" width=336 height=224 rows_per_shard=8 \
+step "2/6 frames, masks, teacher features and an index of windows (Ray)"
+python pipeline/build_shards.py root="$out/rooms" dataset="$out/dataset" width=336 height=224 frames_per_shard=14 features=context \
     source=synthetic-rooms licence=MIT backbone=demo
 
 step "3/6 Gaussians, and the splat into every frame as a sparse matrix (Ray)"
-python pipeline/cache_gaussians.py dataset="$out/dataset" operators.targets=all
+python pipeline/cache_gaussians.py dataset="$out/dataset"
 
-step "4/6 pictures of the dataset"
+step "4/6 what the dataset holds, and pictures of it"
+python storage/describe.py dataset="$out/dataset"
 python pipeline/inspect_rows.py dataset="$out/dataset" output="$out/pictures"
 
 for variant in with-blending:0.5 no-blending:1.0; do
     name=${variant%%:*}
     step "5/6 distil $name (torchrun, $ranks ranks)"
     torchrun --standalone --nproc-per-node="$ranks" training/train.py dataset="$out/dataset" output="$out/runs/$name" backbone=demo \
-        supervision.mode=operators supervision.blend="${variant##*:}" steps=40 batch=2 optimizer.lr=0.001 head.hidden=512 head.prototypes=4096 \
+        supervision.blend="${variant##*:}" steps=40 batch=2 optimizer.lr=0.001 head.hidden=512 head.prototypes=4096 \
         head.student_temperature=0.1 head.teacher_temperature=0.05 teacher.momentum=0.99 teacher.every=1 \
         loader.workers=1 checkpoint_every=20 picture_every=20
 done

@@ -1,66 +1,137 @@
-"""Turns raw scenes into the columns `frames` and `features` of a dataset.
+"""Turns raw scenes into the tables of a dataset: `frames` with `masks` and `features`, and an index of windows over them.
 
-    python pipeline/build_shards.py root=/data/scannetpp dataset=s3://bucket/scannetpp
+    python pipeline/build_shards.py root=/data/scannetpp dataset=s3://bucket/rooms
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- python pipeline/build_shards.py root=... dataset=...
 
-Scenes -> sound frames and windows (`scenes/*.json` says what was left out and why) -> undistorted, resized frames with instance labels cast
-from the mesh -> shards; then the frozen backbone's tokens of every context pair. A run that is repeated makes only what is not committed.
+Each sound frame is undistorted, resized, cast against the mesh for labels and depth, encoded and stored once; what was left out and why
+stands in `scenes/*.json`. A run that is repeated makes only what is not there: more scenes in the split are new shards at the end, a raw
+file that changed makes its shard anew under a new number. `plan_only=true` says what would be made, and makes nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 from configs import ConfigError, command
 from configs.schema import BuildShardsConfig
 from pipeline.cluster import Cluster, joined, map_tasks
-from pipeline.column_job import run_column
-from pipeline.makers import FeaturesMaker, FramesMaker
-from pipeline.scan import Report, kept_share, planned_shards, scan_scene, summary
+from pipeline.columns.features import FeaturesMaker, context_frames, features_plan, features_provenance
+from pipeline.columns.frames import FramesMaker, frames_provenance, masks_plan, masks_provenance
+from pipeline.columns.job import ColumnBuild, run_columns
+from pipeline.estimate import estimate_frames
+from pipeline.plan.frames import FramesPlan, agree
+from pipeline.plan.scan import kept_share, read_reports, report_url, scan_scene, scene_report, summary, wanted
+from pipeline.plan.windows import build_windows, check_rule, windows_provenance
+from pipeline.release import recorded
 from pipeline.scannetpp import read_split
-from storage import codec
-from storage.column import Column, Manifest
+from storage import codec, location
+from storage.column import Column, ShardPlan
+from storage.index import Index
 from storage.location import StorageError
+from storage.provenance import Provenance
+
+WINDOWS = "windows"
 
 
 def run(config: BuildShardsConfig) -> None:
-    """Scan, frames, features, in this order."""
+    """Scan, frames with masks, windows, features, in this order."""
     started = time.monotonic()
     _check(config)
     scenes = read_split(config.root, config.split)
-    frames = Column(config.dataset, "frames")
-    made_by = _frames_made_by(config, scenes)
-    frames.check(made_by)
+    provenance = frames_provenance(config, recorded())
+    masks = masks_provenance(provenance, recorded())
+    frames_column, masks_column = Column(config.dataset, "frames"), Column(config.dataset, "masks")
+    frames_column.check(provenance)
+    masks_column.check(masks)
+    Column(config.dataset, WINDOWS).check(windows_provenance(config.windows, provenance.fingerprint))
     with joined(config.ray) as cluster:
-        shards = planned_shards(_scan(config, scenes, cluster), config.rows_per_shard)
-        plan = codec.encode_json([[window.scene, *window.names] for shard in shards for window in shard])
-        frames.declare({**made_by, "windows_sha256": hashlib.sha256(plan).hexdigest()})
-        rows_of_shard = [len(shard) for shard in shards]
-        built = run_column(frames, FramesMaker, (config, shards), rows_of_shard, cluster.workers, {"num_cpus": 1})
-        if config.features:
-            built += _build_features(config, rows_of_shard, cluster)
-    print(f"{config.dataset}: {built} shards built in {time.monotonic() - started:.0f} s", flush=True)
+        scans = _scan(config, scenes, provenance.fingerprint, cluster)
+        if config.plan_only:
+            print("\n".join(estimate_frames(config, scans, provenance.fingerprint)), flush=True)
+            return
+        frames_column.declare(provenance)
+        masks_column.declare(masks)
+        plan = agree(config.dataset, wanted(scans))
+        _print_withdrawn(plan, scenes)
+        shards = [ShardPlan(s.number, s.source, group=s.scene) for s in plan.shards]
+        own = [s for s in shards if s.group in set(scenes)]
+        builds = [
+            ColumnBuild(frames_column, own, provenance.fingerprint),
+            ColumnBuild(masks_column, masks_plan(own, masks), masks.fingerprint),
+        ]
+        built = run_columns(builds, FramesMaker, (config, provenance.fingerprint), cluster.workers, {"num_cpus": 1})
+        _report(config, scans, plan, built)
+        there = frames_column.committed()
+        shards = [s for s in shards if s.group in set(scenes) or s.number in there]  # others may be under way in another build
+        frames = frames_column.write_index(shards, {})
+        masks_column.write_index(masks_plan(shards, masks), {"frames": frames.sha256})
+        windows, passed_over = build_windows(config.dataset, WINDOWS, config.windows, frames)
+        print(f"{windows.url}: {len(windows)} windows over {len(frames)} frames{passed_over_text(passed_over)}", flush=True)
+        if not len(windows):
+            raise StorageError(f"{config.root}: split {config.split} gives no window at all; see {config.dataset}/scenes/*.json")
+        if config.features != "none":
+            built += _build_features(config, frames, windows, provenance, cluster)
+    print(f"{config.dataset}: {len(built)} shards built in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def passed_over_text(passed_over: dict[str, int]) -> str:
+    """Why candidates gave no window, for a line of text."""
+    return "; passed over: " + ", ".join(f"{reason} {count}" for reason, count in passed_over.items()) if passed_over else ""
 
 
 def _check(config: BuildShardsConfig) -> None:
-    for name in ("width", "height", "rows_per_shard"):
+    for name in ("width", "height", "frames_per_shard"):
         if getattr(config, name) <= 0:
             raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
-    if config.window.gap < 1 or config.window.stride < 1:
-        raise ConfigError(f"window.gap={config.window.gap}, window.stride={config.window.stride}: both must be at least 1")
+    if config.features not in ("all", "context", "none"):
+        raise ConfigError(f"features={config.features}: choose all, context or none")
+    if not 0 <= config.held_out.part < 1:
+        raise ConfigError(f"held_out.part={config.held_out.part}: the share of each scene that is held out, from 0 to below 1")
+    check_rule(config.windows)
 
 
-def _scan(config: BuildShardsConfig, scenes: list[str], cluster: Cluster) -> list[Report]:
-    reports: list[Report] = [{}] * len(scenes)
-    done = map_tasks(scan_scene, [(config, scene) for scene in scenes], cluster.workers)
-    for number, report in tqdm(done, total=len(scenes), unit="scene", desc="scan", mininterval=1.0, file=sys.stderr):
-        reports[number] = report
+def _scan(config: BuildShardsConfig, scenes: Sequence[str], fingerprint: str, cluster: Cluster) -> list[dict[str, Any]]:
+    scans: list[dict[str, Any]] = [{}] * len(scenes)
+    done = map_tasks(scan_scene, [(config, scene, fingerprint) for scene in scenes], cluster.workers)
+    for number, scan in tqdm(done, total=len(scenes), unit="scene", desc="scan", mininterval=1.0, file=sys.stderr):
+        scans[number] = scan
+    return scans
+
+
+def _print_withdrawn(plan: FramesPlan, scenes: Sequence[str]) -> None:
+    back = sorted(set(plan.withdrawn) & set(scenes))
+    if back:
+        print(f"withdrawn, not built again: {', '.join(back)}", flush=True)
+
+
+def _report(config: BuildShardsConfig, scans: Sequence[dict[str, Any]], plan: FramesPlan, built: Sequence[int]) -> None:
+    """Writes the reports of the scenes whose shards are not those that the report speaks of, prints what they say, and ends the run where
+    too little is sound."""
+    there = read_reports(config.dataset, [scan["scene"] for scan in scans])
+    column = Column(config.dataset, "frames")
+    committed = column.committed()
+    numbers: dict[str, list[int]] = {}
+    for shard in plan.shards:
+        numbers.setdefault(shard.scene, []).append(shard.number)
+    reports = []
+    for scan in scans:
+        present, of_scene = there.get(scan["scene"]), numbers.get(scan["scene"], [])
+        if (
+            present
+            and present["sources"] == [source for _, source, _ in scan["blocks"]]
+            and scan["blocks"]
+            and not set(of_scene) & set(built)
+        ):
+            reports.append(present)
+            continue
+        report = scene_report(scan, column.records([committed[n] for n in of_scene if n in committed]))
+        location.write_bytes(report_url(config.dataset, scan["scene"]), codec.encode_json(report))
+        reports.append(report)
     print("\n".join(summary(reports)), flush=True)
     share = kept_share(reports)
     if share < config.min_kept_share:
@@ -68,42 +139,23 @@ def _scan(config: BuildShardsConfig, scenes: list[str], cluster: Cluster) -> lis
             f"{config.root}: only {share:.0%} of the listed frames are sound, min_kept_share is {config.min_kept_share:.0%}; "
             f"see {config.dataset}/scenes/*.json"
         )
-    if not any(report["windows"] for report in reports):
-        raise StorageError(f"{config.root}: split {config.split} gives no window at all; see {config.dataset}/scenes/*.json")
-    return reports
 
 
-def _build_features(config: BuildShardsConfig, rows_of_shard: list[int], cluster: Cluster) -> int:
+def _build_features(config: BuildShardsConfig, frames: Index, windows: Index, note: Provenance, cluster: Cluster) -> list[int]:
     from training.backbone import build_backbone, hash_weights, load_weights
 
     weights = load_weights(config.backbone)
     build_backbone(config.backbone.architecture, weights, config.height, config.width)  # what does not fit is refused here
-    features = Column(config.dataset, "features")
-    frames = Manifest(config.dataset, "frames")
-    features.declare(
-        {
-            "column": "features",
-            "code_version": version("splat-and-distill-at-scale"),
-            "from": {"frames": frames.content_hash},
-            "source": config.source,
-            "licence": config.licence,
-            "backbone": asdict(config.backbone),
-            "weights_sha256": hash_weights(weights),
-        }
-    )
+    column = Column(config.dataset, "features")
+    provenance = features_provenance(config.backbone, hash_weights(weights), config.features, frames, note, recorded())
+    column.declare(provenance)
+    of_context = config.features == "context"
+    plan = features_plan(frames, provenance, context_frames(frames, windows) if of_context else None)
     workers, resources = cluster.model_stage(config.actor, gpu=True)
-    arguments = (config.dataset, config.backbone, config.height, config.width)
-    return run_column(features, FeaturesMaker, arguments, rows_of_shard, workers, resources)
-
-
-def _frames_made_by(config: BuildShardsConfig, scenes: list[str]) -> dict:
-    kept = ("split", "width", "height", "keep_bad", "window", "rows_per_shard", "source", "licence")
-    return {
-        "column": "frames",
-        "code_version": version("splat-and-distill-at-scale"),
-        "config": {name: value for name, value in asdict(config).items() if name in kept},
-        "scenes_sha256": hashlib.sha256(codec.encode_json(scenes)).hexdigest(),
-    }
+    arguments = (config.dataset, config.backbone, config.height, config.width, WINDOWS if of_context else None)
+    built = run_columns([ColumnBuild(column, plan, provenance.fingerprint)], FeaturesMaker, arguments, workers, resources)
+    column.write_index(plan, {"frames": frames.sha256, **({WINDOWS: windows.sha256} if of_context else {})})
+    return built
 
 
 if __name__ == "__main__":

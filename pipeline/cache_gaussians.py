@@ -1,79 +1,99 @@
-"""Adds a `gaussians` column to a dataset: a frozen reconstructor's output for the context pair of every row.
+"""Adds the columns of a windows table: `gaussians`, a frozen reconstructor's output for the context of every window, and `operators`, the
+splat of that into each target as a sparse matrix over tokens.
 
-    python pipeline/cache_gaussians.py dataset=s3://bucket/scannetpp reconstructor=depth
+    python pipeline/cache_gaussians.py dataset=s3://bucket/rooms reconstructor=depth
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- python pipeline/cache_gaussians.py dataset=...
 
-Another reconstructor makes another column beside the first: `column=gaussians-mvsplat`. With `operators.targets=all` it also adds, or with
-`keep_gaussians=false` adds instead, the column `operators`: the splat into each frame of a window as a sparse matrix over tokens.
+Training reads `operators` alone; `keep_gaussians=false` does without `gaussians`, which pictures and the other ways to supervise need.
+Another reconstructor, windows table or column of masks makes other columns beside the first: `column=NAME operators.column=NAME`. A run
+that is repeated makes only what is missing or stale; `plan_only=true` says what that would be, and makes nothing.
 """
 
 from __future__ import annotations
 
 import time
-from importlib.metadata import version
-
-import numpy as np
 
 from configs import ConfigError, command
 from configs.schema import CacheGaussiansConfig
 from pipeline.cluster import joined
-from pipeline.column_job import run_column
-from pipeline.makers import GaussiansMaker, OperatorsMaker
+from pipeline.columns.gaussians import GaussiansMaker, gaussians_provenance, windows_plan
+from pipeline.columns.job import ColumnBuild, run_columns
+from pipeline.columns.operators import OperatorsMaker, operators_provenance
+from pipeline.estimate import estimate_windows
 from pipeline.reconstruct.reconstructor import make_reconstructor
-from storage.column import Column, Manifest, open_columns
+from pipeline.release import recorded
+from storage.column import Column
+from storage.index import Index
+from storage.records.frames import DEPTH
+from storage.table import Table
 
 
 def run(config: CacheGaussiansConfig) -> None:
-    """Checks that the reconstructor takes the stored size, then builds the missing shards."""
+    """Checks that the reconstructor takes the stored frames, then builds the missing shards."""
     started = time.monotonic()
     _check(config)
     reconstructor = make_reconstructor(config.reconstructor)
-    frames = Manifest(config.dataset, "frames")
-    settings = frames.made_by["config"]
-    reconstructor.check_size(settings["height"], settings["width"])
-    if reconstructor.needs_depth and len(frames) and "00.depth.png" not in frames.members(0):
-        raise ConfigError("reconstructor: it needs depth, and these frames carry none; build them from scenes with a mesh")
-    made_by = {
-        "code_version": version("splat-and-distill-at-scale"),
-        "from": {"frames": frames.content_hash},
-        "source": settings["source"],
-        "licence": settings["licence"],
-        "reconstructor": reconstructor.describe(),
-    }
-    gaussians, operators = Column(config.dataset, config.column), Column(config.dataset, config.operators.column)
-    rows_of_shard = np.bincount(frames.shard_of_rows()).tolist()
     with_operators = config.operators.targets != "none"
-    declarations = []
+    table = Table.open(config.dataset, [config.windows, *([config.masks] if with_operators else [])])
+    frames, windows = table.frames, table.windows
+    note = Column(config.dataset, "frames").provenance()
+    height, width = note.settings["height"], note.settings["width"]
+    reconstructor.check_size(height, width)
+    if reconstructor.needs_depth and len(windows) and not frames.has(int(table.context(0)[0]), DEPTH):
+        raise ConfigError("reconstructor: it needs depth, and these frames carry none; build them from scenes with a mesh")
+    views = len(table.context(0)) if len(windows) else reconstructor.views
+    if reconstructor.views not in (None, views):
+        raise ConfigError(
+            f"reconstructor: it takes {reconstructor.views} views, but a context of windows={config.windows} has {views}; choose another "
+            "windows table or reconstructor"
+        )
+    gaussians = Column(config.dataset, config.column)
+    made = gaussians_provenance(windows, frames, note, reconstructor.describe(), recorded())
     if config.keep_gaussians:
-        declarations.append((gaussians, {"column": "gaussians", **made_by}))
+        gaussians.check(made)
+    operators = Column(config.dataset, config.operators.column)
+    sources = {"frames": frames, windows.column: windows}
     if with_operators:
-        asked = {"targets": config.operators.targets, "values": config.operators.values}
-        declarations.append((operators, {"column": "operators", **made_by, **asked}))
-    for column, declared in declarations:
-        column.check(declared)
-    for column, declared in declarations:
-        column.declare(declared)
-    built = 0
+        sources[config.masks] = table.by_kind["masks"]
+        if not config.keep_gaussians:
+            operators.check(_operators_provenance(config, sources, note, reconstructor, (height, width)))
+    if config.plan_only:
+        print("\n".join(estimate_windows(config, table, reconstructor, gaussians, made)), flush=True)
+        return
+    of = {name: index.sha256 for name, index in sources.items() if index.kind != "masks"}
+    built: list[int] = []
     with joined(config.ray) as cluster:
         workers, resources = cluster.model_stage(config.actor, gpu=reconstructor.uses_gpu)
         if config.keep_gaussians:
-            built += run_column(gaussians, GaussiansMaker, (config.dataset, config.reconstructor), rows_of_shard, workers, resources)
-            open_columns(config.dataset, ["frames", config.column])
+            gaussians.declare(made)
+            plan = windows_plan(windows, made)
+            arguments = (config.dataset, config.windows, config.reconstructor, config.column)
+            built += run_columns([ColumnBuild(gaussians, plan, made.fingerprint)], GaussiansMaker, arguments, workers, resources)
+            sources[config.column] = gaussians.write_index(plan, of)
+            workers, resources = cluster.model_stage(config.actor, gpu=False)
         if with_operators:
-            source = config.column if config.keep_gaussians else None
-            if source:
-                workers, resources = cluster.model_stage(config.actor, gpu=False)
-            arguments = (
-                config.dataset,
-                config.operators.column,
-                source,
+            declared = _operators_provenance(config, sources, note, reconstructor, (height, width))
+            operators.declare(declared)
+            plan = windows_plan(windows, declared, [sources[config.masks]], [sources[config.column]] if config.keep_gaussians else [])
+            columns = (config.windows, config.masks, config.column if config.keep_gaussians else None)
+            made_as = (
                 config.reconstructor,
+                config.operators.column,
+                declared.fingerprint,
                 config.operators.targets,
                 config.operators.values,
             )
-            built += run_column(operators, OperatorsMaker, arguments, rows_of_shard, workers, resources)
-            open_columns(config.dataset, ["frames", config.operators.column])
-    print(f"{config.dataset}: {built} shards built in {time.monotonic() - started:.0f} s", flush=True)
+            build = ColumnBuild(operators, plan, declared.fingerprint)
+            built += run_columns([build], OperatorsMaker, (config.dataset, *columns, *made_as), workers, resources)
+            operators.write_index(plan, {name: index.sha256 for name, index in sources.items()})
+    print(f"{config.dataset}: {len(built)} shards built in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _operators_provenance(config, sources: dict[str, Index], note, reconstructor, size: tuple[int, int]):
+    from training.backbone import grid_size
+
+    asked = (grid_size(*size), config.operators.targets, config.operators.values)
+    return operators_provenance(sources, note, reconstructor.describe(), *asked, recorded())
 
 
 def _check(config: CacheGaussiansConfig) -> None:

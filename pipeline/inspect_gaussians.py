@@ -1,4 +1,4 @@
-"""One row's Gaussians: its views rendered beside the real frames, with depth and PSNR, and a standard 3DGS `.ply` for any splat viewer.
+"""One window's Gaussians: its views rendered beside the real frames, with depth and PSNR, and a standard 3DGS `.ply` for any splat viewer.
 
     python pipeline/inspect_gaussians.py dataset=outputs/rooms key=SCENE-DSC00012 output=outputs/pictures
 
@@ -12,7 +12,6 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,18 +22,19 @@ from configs import ConfigError, command
 from configs.schema import InspectGaussiansConfig
 from pipeline.inspect_rows import (
     context_colours,
-    middle,
     picture_grid,
     psnr,
-    read_gaussians,
-    read_window,
+    read_views,
     render_features,
     show_pictures,
 )
 from storage import location
-from storage.column import open_columns
+from storage.column import Column
 from storage.domain import Frame, Gaussians
+from storage.index import Index
 from storage.location import join
+from storage.provenance import Provenance
+from storage.table import Table
 from training.pictures import to_png
 from training.splat import gaussian_covariances
 
@@ -45,21 +45,20 @@ _ALMOST_OPAQUE = 1 - 1e-6  # what stands for opacity 1, whose logit is infinite
 def run(config: InspectGaussiansConfig) -> None:
     """Writes `KEY.png` and `KEY.ply`; with `view` shows them until it is interrupted."""
     viser = _viser() if config.view else None
-    columns = open_columns(config.dataset, ["frames", config.gaussians])
-    row = _find(config.key, columns["frames"].keys, config.dataset)
-    window = read_window(columns["frames"], row)
-    cloud = read_gaussians(columns[config.gaussians], row, window)
-    colours = context_colours(cloud, (window[0], window[-1]))
-    roles = {"context 0": window[0], "target": middle(window), "context 1": window[-1]}
+    table = Table.open(config.dataset, [config.windows, config.masks, config.gaussians])
+    row = table.row(_find(config.key, table.windows, config.dataset))
+    window = read_views(row, depth=True)
+    cloud, colours = window.cloud, context_colours(window.cloud, window.context)
+    roles = {**{f"context {view}": frame for view, frame in enumerate(window.context)}, "target": window.target}
     views = {role: see(cloud, colours, frame) for role, frame in roles.items()}
-    maker = maker_title(columns[config.gaussians].made_by)
+    maker = maker_title(Column(config.dataset, config.gaussians).provenance())
     location.write_bytes(join(config.output, f"{config.key}.png"), to_png(views_sheet(f"{config.key}, {maker}", views)))
     location.write_bytes(join(config.output, f"{config.key}.ply"), encode_ply(cloud, colours))
     for role, view in views.items():
         print(f"{role}, {view.frame.name}: {view.psnr:.1f} dB where alpha > 0.95 ({np.mean(view.alpha > 0.95):.0%} of the view)")
     print(f"{config.output}: {maker}; {config.key}.png, {config.key}.ply with {int((cloud.opacities > 0).sum())} Gaussians", flush=True)
     if viser is not None:
-        show(viser, cloud, colours, window)
+        show(viser, cloud, colours, row.frames(), [frame.name for frame in window.context])
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,11 @@ def see(cloud: Gaussians, colours_n3: np.ndarray, frame: Frame) -> View:
     return View(frame, features[..., :3], alpha, depth)
 
 
-def maker_title(made_by: dict[str, Any]) -> str:
+def maker_title(provenance: Provenance) -> str:
     """The reconstructor of a column and, where it says so, what its weights are."""
-    reconstructor = made_by.get("reconstructor", {})
+    reconstructor = provenance.settings["reconstructor"]
     weights = f", weights {reconstructor['weights']}" if "weights" in reconstructor else ""
-    return f"reconstructor {reconstructor.get('name', 'unknown')}{weights}"
+    return f"reconstructor {reconstructor['name']}{weights}"
 
 
 def views_sheet(title: str, views: dict[str, View]) -> Figure:
@@ -133,20 +132,20 @@ def encode_ply(cloud: Gaussians, colours_n3: np.ndarray) -> bytes:
     return "\n".join([*header, "end_header\n"]).encode() + np.concatenate(list(fields.values()), axis=1).astype("<f4").tobytes()
 
 
-def show(viser: ModuleType, cloud: Gaussians, colours_n3: np.ndarray, window: Sequence[Frame]) -> None:
-    """Serves the Gaussians and the window's cameras to browsers of this machine, until Ctrl-C."""
+def show(viser: ModuleType, cloud: Gaussians, colours_n3: np.ndarray, frames: Sequence[Frame], context: Sequence[str]) -> None:
+    """Serves the Gaussians and the window's cameras to browsers of this machine, until Ctrl-C. context: names of the frames to show."""
     server = viser.ViserServer(host="127.0.0.1")
     server.scene.set_up_direction("+z")
     covariances = gaussian_covariances(torch.from_numpy(cloud.quats), torch.from_numpy(cloud.scales)).numpy()
     server.scene.add_gaussian_splats("/gaussians", cloud.means, covariances, colours_n3, cloud.opacities[:, None])
-    for place, frame in enumerate(window):
+    for place, frame in enumerate(frames):
         camera = frame.camera
         server.scene.add_camera_frustum(
             f"/cameras/{place:02d}",
             fov=2 * np.arctan(camera.height / (2 * camera.K[1, 1])),
             aspect=camera.width / camera.height,
             scale=0.1,
-            image=frame.image if place in (0, len(window) - 1) else None,
+            image=frame.image if frame.name in context else None,
             wxyz=viser.transforms.SO3.from_matrix(camera.c2w[:3, :3]).wxyz,
             position=camera.c2w[:3, 3],
         )
@@ -155,11 +154,13 @@ def show(viser: ModuleType, cloud: Gaussians, colours_n3: np.ndarray, window: Se
     server.stop()
 
 
-def _find(key: str, keys: Sequence[str], dataset: str) -> int:
-    if key in keys:
-        return keys.index(key)
+def _find(key: str, windows: Index, dataset: str) -> int:
+    row = windows.find(key)
+    if row >= 0:
+        return row
+    keys = windows.all_keys()
     close = difflib.get_close_matches(key, keys, n=3) or keys[:3]
-    raise ConfigError(f"key={key}: not among the {len(keys)} rows of {dataset}; there are {', '.join(close)} ...")
+    raise ConfigError(f"key={key}: not among the {len(keys)} windows of {dataset}; there are {', '.join(close)} ...")
 
 
 def _viser() -> ModuleType:

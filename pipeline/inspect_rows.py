@@ -6,6 +6,7 @@ python pipeline/inspect_rows.py dataset=outputs/rooms output=outputs/pictures
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,11 +15,9 @@ from matplotlib.figure import Figure
 from configs import command
 from configs.schema import InspectConfig
 from storage import location
-from storage.column import Manifest, open_columns, read_members
 from storage.domain import Camera, Frame, Gaussians
-from storage.gaussians import MEMBERS, decode_gaussians
 from storage.location import join
-from storage.rows import decode_frame, decode_window
+from storage.table import Row, Table
 from training.pictures import label_colours, to_png
 from training.splat import rasterize
 from training.splat.window import window_lift
@@ -26,41 +25,58 @@ from training.splat.window import window_lift
 
 def run(config: InspectConfig) -> None:
     """Writes `windows.png` and `rendered.png`."""
-    columns = open_columns(config.dataset, ["frames", config.gaussians])
-    count = len(columns["frames"])
-    chosen = sorted({int(i) for i in np.linspace(0, count - 1, min(config.rows, count)).round()})
-    windows = [read_window(columns["frames"], row) for row in chosen]
-    location.write_bytes(join(config.output, "windows.png"), to_png(contact_sheet([columns["frames"].keys[r] for r in chosen], windows)))
-    clouds = [read_gaussians(columns[config.gaussians], row, window) for row, window in zip(chosen, windows, strict=True)]
-    figure, psnr = rendered_sheet([columns["frames"].keys[r] for r in chosen], windows, clouds)
+    table = Table.open(config.dataset, [config.windows, config.masks, config.gaussians])
+    chosen = sorted({int(i) for i in np.linspace(0, len(table) - 1, min(config.rows, len(table))).round()})
+    views = [read_views(table.row(row)) for row in chosen]
+    location.write_bytes(join(config.output, "windows.png"), to_png(contact_sheet(views)))
+    figure, psnr = rendered_sheet(views)
     location.write_bytes(join(config.output, "rendered.png"), to_png(figure))
-    print(f"{config.output}: windows.png, rendered.png; target views rendered from the context pair's Gaussians, "
+    print(f"{config.output}: windows.png, rendered.png; target views rendered from the context's Gaussians, "
           f"PSNR where alpha > 0.95: {np.mean(psnr):.1f} dB over {len(psnr)} rows", flush=True)  # fmt: skip
 
 
-def contact_sheet(keys: Sequence[str], windows: Sequence[Sequence[Frame]]) -> Figure:
-    """A row for each window: both context frames with their masks, the middle target with its mask."""
-    columns = ("context 0", "its masks", "context 1", "its masks", "target (middle)", "its masks")
-    figure, axes = picture_grid(len(windows), columns, windows[0][0])
-    for axis_row, key, window in zip(axes, keys, windows, strict=True):
-        pictures = [p for frame in (window[0], window[-1], middle(window)) for p in (frame.image, label_colours(frame.labels))]
-        show_pictures(axis_row, pictures, key)
+@dataclass(frozen=True)
+class WindowViews:
+    """What the pictures show of a window: its context, the target in the middle, and the context's Gaussians."""
+
+    key: str
+    context: tuple[Frame, ...]
+    target: Frame
+    cloud: Gaussians
+
+
+def read_views(row: Row, depth: bool = False) -> WindowViews:
+    """A window's frames with their labels, and its Gaussians."""
+    context, targets = row.context(labels=True, depth=depth), row.targets(labels=True, depth=depth)
+    return WindowViews(row.key, tuple(context), middle(targets), row.gaussians([frame.camera for frame in context]))
+
+
+def contact_sheet(windows: Sequence[WindowViews]) -> Figure:
+    """A row for each window: its context frames with their masks, the middle target with its mask."""
+    names = [*(f"context {view}" for view in range(len(windows[0].context))), "target (middle)"]
+    figure, axes = picture_grid(len(windows), [part for name in names for part in (name, "its masks")], windows[0].target)
+    for axis_row, window in zip(axes, windows, strict=True):
+        show_pictures(axis_row, [p for f in (*window.context, window.target) for p in (f.image, label_colours(labels_of(f)))], window.key)
     return figure
 
 
-def rendered_sheet(keys: Sequence[str], windows: Sequence[Sequence[Frame]], clouds: Sequence[Gaussians]) -> tuple[Figure, list[float]]:
+def labels_of(frame: Frame) -> np.ndarray:
+    """The frame's labels [H,W]; black where they were not read."""
+    return np.zeros(frame.valid.shape, np.uint16) if frame.labels is None else frame.labels
+
+
+def rendered_sheet(windows: Sequence[WindowViews]) -> tuple[Figure, list[float]]:
     """A row for each window: the middle target, the Gaussians' view of it, the difference, alpha; and the PSNR of each row where alpha >
     0.95."""
-    figure, axes = picture_grid(len(windows), ("true target", "rendered from context", "|difference| x 4", "alpha"), windows[0][0])
+    figure, axes = picture_grid(len(windows), ("true target", "rendered from context", "|difference| x 4", "alpha"), windows[0].target)
     ratios = []
-    for axis_row, key, window, cloud in zip(axes, keys, windows, clouds, strict=True):
-        target = middle(window)
-        rendered, alpha = render_view(cloud, (window[0], window[-1]), target)
+    for axis_row, window in zip(axes, windows, strict=True):
+        rendered, alpha = render_view(window.cloud, window.context, window.target)
         if (alpha > 0.95).any():
-            ratios.append(psnr(rendered, target, alpha))
-        true = target.image.astype(np.float32) / 255
-        difference = np.abs(rendered - true)
-        show_pictures(axis_row, [true, rendered.clip(0, 1), (4 * difference).clip(0, 1), np.repeat(alpha[..., None], 3, axis=-1)], key)
+            ratios.append(psnr(rendered, window.target, alpha))
+        true = window.target.image.astype(np.float32) / 255
+        pictures = [true, rendered.clip(0, 1), (4 * np.abs(rendered - true)).clip(0, 1), np.repeat(alpha[..., None], 3, axis=-1)]
+        show_pictures(axis_row, pictures, window.key)
     return figure, ratios
 
 
@@ -70,7 +86,7 @@ def render_view(cloud: Gaussians, context: Sequence[Frame], target: Frame) -> tu
 
 
 def context_colours(cloud: Gaussians, context: Sequence[Frame]) -> np.ndarray:
-    """The colour of each Gaussian of a context pair, lifted from the images as features are, pixel by pixel: [N,3] float32 in [0,1]."""
+    """The colour of each Gaussian of a context, lifted from the images as features are, pixel by pixel: [N,3] float32 in [0,1]."""
     images = torch.from_numpy(np.stack([frame.image for frame in context])).float() / 255
     return window_lift(cloud, context, grid=(images.shape[1], images.shape[2])).apply(images.flatten(0, 2)).numpy()
 
@@ -94,23 +110,9 @@ def psnr(rendered_hwc: np.ndarray, frame: Frame, alpha_hw: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((rendered_hwc - frame.image.astype(np.float32) / 255)[solid] ** 2)))
 
 
-def middle(window: Sequence[Frame]) -> Frame:
-    """The frame in the middle of a window: the farthest from both context views."""
-    return window[len(window) // 2]
-
-
-def read_window(frames: Manifest, row: int) -> list[Frame]:
-    """All frames of a row, the context pair at its ends."""
-    names = frames.members(row)
-    members = dict(zip(names, read_members([frames.locate(row, name) for name in names]), strict=True))
-    window = decode_window(members["window.json"])
-    return [decode_frame(window, place, members) for place in range(len(window.names))]
-
-
-def read_gaussians(gaussians: Manifest, row: int, window: Sequence[Frame]) -> Gaussians:
-    """The Gaussians that a row holds for the context pair of its window."""
-    parts = read_members([gaussians.locate(row, name) for name in MEMBERS])
-    return decode_gaussians(dict(zip(MEMBERS, parts, strict=True)), [window[0].camera, window[-1].camera])
+def middle(targets: Sequence[Frame]) -> Frame:
+    """The frame in the middle of those that can be the target."""
+    return targets[len(targets) // 2]
 
 
 def picture_grid(rows: int, columns: Sequence[str], frame: Frame) -> tuple[Figure, np.ndarray]:

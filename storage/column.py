@@ -1,224 +1,347 @@
-"""A column: numbered shards, a commit record beside each, a manifest over all, and one note of what made it.
+"""A column, for those who write it: numbered shards, a commit record beside each, a note of what made it, an index over all.
 
-    frames/column.json              what made it: configuration, code version, weights hash, source, licence note
-    frames/frames-000000.tar        shard 0
-    frames/frames-000000.parquet    its commit record: written after the tar; without it the shard does not exist
-    frames/manifest.parquet         all commit records, one after the other; written when every shard is there
+    frames/column.json                                     provenance, written before the first shard
+    frames/frames-000000.tar                               shard 0
+    frames/frames-000000.5f3a9c01be77d2a4.1843200-07c1f3e2.json
+                                                           its commit record, written last: without it the shard does not exist
+    frames/index-5d41402abc4b2a76.arrow                    where every member lies; named by its content, and kept
+    frames/current.json                                    which index is the current one
 
-A build that runs again asks `missing_shards` and builds those alone.
+A record's name says what the shard was made from (`source`), how long its tar is, and how its sum begins, so that a listing alone tells
+what is missing, what is stale, and whether the index is of these bytes: a network's output made again elsewhere can differ.
+Equal rows give equal bytes, down to the index. Everything that is not a tar carries its own checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+import re
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage import codec, location, shard
+from storage.index import ATTRIBUTES, Damaged, Index, IndexRows, encode_index, index_name, read_current, set_aside_hint
 from storage.location import NotFound, StorageError, join
+from storage.provenance import Provenance, differences
 
-FORMAT_VERSION = 1
-
-_MEMBERS = pa.schema(
-    [
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("member", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("crc32", pa.uint32(), nullable=False),
-    ]
-)
+FORMAT_VERSION = 2
+_SOURCE_DIGITS, _SUM_DIGITS = 16, 8  # of the digests in a record's name
+_RECORDS = 1000  # read at a time for an index
 
 
 class ColumnMismatch(StorageError):
     """The column exists, but something else made it."""
 
 
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard that should be there. source: digest of all that it is made from; inputs: sums of the source shards' tars, by column and
+    number; group: shards of one group are made by one process where that can be (a scene, whose mesh is loaded once)."""
+
+    number: int
+    source: str
+    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    group: str = ""
+
+
+class Committed(NamedTuple):
+    """What a listing says of a commit record. whole: its tar is there and as long as the record says."""
+
+    number: int
+    source: str
+    tar_bytes: int
+    record_name: str
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """The commit record of one shard.
+
+    provenance: the column's fingerprint. source, inputs: see `ShardPlan`. layouts: the member names of its rows, each set once. keys to
+    crc32s: its rows, column-wise; `layout` says which of the layouts a row has. attributes: more about each row, by name. notes: what a
+    report wants to know (what was left out, and why).
+    """
+
+    column: str
+    number: int
+    provenance: str
+    source: str
+    inputs: Mapping[str, Mapping[str, str]]
+    tar_bytes: int
+    tar_sha256: str
+    layouts: Sequence[Sequence[str]]
+    keys: Sequence[str]
+    layout: Sequence[int]
+    offsets: Sequence[int]
+    sizes: Sequence[Sequence[int]]
+    crc32s: Sequence[Sequence[int]]
+    attributes: Mapping[str, Sequence[Any]]
+    notes: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.column}-{self.number:06d}.{self.source}.{self.tar_bytes}-{self.tar_sha256[:_SUM_DIGITS]}.json"
+
+
+def source_digest(*parts: Any) -> str:
+    """Over JSON values that say what a shard is made from: the few digits that its record's name carries."""
+    return hashlib.sha256(codec.encode_json(parts)).hexdigest()[:_SOURCE_DIGITS]
+
+
+def records_digest(names: Sequence[str]) -> str:
+    """Over what an index is put together from: the names of the commit records, ascending."""
+    return hashlib.sha256(codec.encode_json(list(names))).hexdigest()
+
+
 class Column:
     """One column of the dataset at `root`, for those who build it."""
 
     def __init__(self, root: str, name: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise StorageError(f"{root}: {name!r} is no name for a column; use letters, digits, '-' and '_'")
         self.root, self.name, self.url = root, name, join(root, name)
+        self._tar_name = re.compile(rf"{re.escape(name)}-\d{{6,}}\.tar")
+        self._record_name = re.compile(
+            rf"{re.escape(name)}-(\d{{6,}})\.([0-9a-f]{{{_SOURCE_DIGITS}}})\.(\d+)-[0-9a-f]{{{_SUM_DIGITS}}}\.json"
+        )
+
+    def tar_name(self, number: int) -> str:
+        return f"{self.name}-{number:06d}.tar"
+
+    def is_of_shard(self, name: str) -> bool:
+        """Whether an object of that name in the column's folder is a shard's tar or commit record."""
+        return bool(self._record_name.fullmatch(name) or self._tar_name.fullmatch(name))
 
     def tar_url(self, number: int) -> str:
-        return join(self.url, f"{self.name}-{number:06d}.tar")
+        return join(self.url, self.tar_name(number))
 
-    def _record_url(self, number: int) -> str:
-        return join(self.url, f"{self.name}-{number:06d}.parquet")
+    @property
+    def note_url(self) -> str:
+        return join(self.url, "column.json")
 
-    def declare(self, made_by: dict[str, Any]) -> None:
-        """Says what makes this column, before its first shard. Anything else that made it already is refused by name."""
-        made_by = {"format_version": FORMAT_VERSION, **made_by}
-        if not self.check(made_by):
-            location.write_bytes(join(self.url, "column.json"), codec.encode_json(made_by))
+    def declare(self, provenance: Provenance) -> None:
+        """Says what makes this column, before its first shard. Of two that declare a new column at once one is the first, where the store
+        can tell, and the other is refused.
 
-    def check(self, made_by: dict[str, Any]) -> bool:
-        """Whether the column was declared; refuses by name where it was declared with other values for the keys of `made_by`."""
+        Raises ColumnMismatch, by name, where something else made it and it holds a shard or a row; an empty column is declared anew.
+        """
+        present = self.check(provenance)
+        if present and present.binding == provenance.binding:
+            return
+        if present:
+            location.remove_many([self.note_url])
+        if not location.create_bytes(self.note_url, codec.seal(provenance.to_json())):
+            different = differences(self.provenance().binding, provenance.binding)
+            if different:
+                raise self._mismatch(f"at this moment another build declares it otherwise ({'; '.join(different[:4])})")
+
+    def check(self, provenance: Provenance) -> Provenance | None:
+        """What the column was declared as, None where it was not. Raises ColumnMismatch as `declare` does."""
         try:
-            present = self.made_by()
+            present = self.provenance()
         except NotFound:
-            return False
-        different = differences({name: present.get(name) for name in made_by}, made_by)
-        if different:
-            raise ColumnMismatch(
-                f"{self.url}: was made by another configuration ({'; '.join(different[:4])}); "
-                "choose another dataset URL or column name, or remove this column"
-            )
-        return True
+            made = self._made_by()
+            if made and made != provenance.fingerprint:
+                raise self._mismatch(
+                    f"its rows were made by another configuration ({made[:12]}) than this one ({provenance.fingerprint[:12]})"
+                ) from None
+            return None
+        different = differences(present.binding, provenance.binding)
+        if different and self._made_by():
+            raise self._mismatch(f"was made by another configuration ({'; '.join(different[:4])})")
+        return present
 
-    def made_by(self) -> dict[str, Any]:
-        """What `declare` wrote."""
-        return codec.decode_json(location.read_bytes(join(self.url, "column.json")))
+    def _mismatch(self, different: str) -> ColumnMismatch:
+        return ColumnMismatch(f"{self.url}: {different}; choose another dataset URL or column name, or delete this column")
 
-    def missing_shards(self, count: int) -> list[int]:
-        """The numbers in 0..count-1 without a commit record, or whose tar is absent or not as long as its record says."""
-        sizes = location.list_sizes(self.url)
-        missing = []
-        for number in range(count):
-            tar, record = f"{self.name}-{number:06d}.tar", f"{self.name}-{number:06d}.parquet"
-            if tar not in sizes or record not in sizes or sizes[tar] != self._recorded_bytes(number):
-                missing.append(number)
-        return missing
+    def _made_by(self) -> str | None:
+        """The fingerprint of what made the rows that are there, None without rows: a note that was set aside can only come back as it was.
 
-    def _recorded_bytes(self, number: int) -> int:
-        metadata = pq.read_schema(io.BytesIO(location.read_bytes(self._record_url(number)))).metadata
-        return int(metadata[b"tar_bytes"])
+        A windows table has no shards; its index says it.
+        """
+        for committed in self.listing():  # one at a time: the first nearly always has rows
+            (record,) = self.records([committed])
+            if record.keys:
+                return record.provenance
+        current = read_current(self.root, self.name)
+        return Index.open(self.root, self.name, current["index"]).provenance if current and current["rows"] else None
 
-    def commit(self, number: int, rows: Iterable[shard.Row]) -> int:
-        """Writes shard `number`: the tar first, its commit record last. Returns the number of rows."""
-        tar_bytes, members = shard.pack(rows)
-        location.write_bytes(self.tar_url(number), tar_bytes)
-        columns = list(zip(*members, strict=True)) if members else [()] * 5
-        table = pa.table([pa.array([number] * len(members), pa.int32()), *columns], schema=_MEMBERS)
-        metadata = {"tar_bytes": str(len(tar_bytes)), "tar_sha256": hashlib.sha256(tar_bytes).hexdigest()}
-        location.write_bytes(self._record_url(number), _to_parquet(table.replace_schema_metadata(metadata)))
-        return len({member.key for member in members})
+    def provenance(self) -> Provenance:
+        """What `declare` wrote. Raises NotFound, or Damaged."""
+        data = location.read_bytes(self.note_url)
+        try:
+            return Provenance.from_json(codec.unseal(data))
+        except (ValueError, KeyError, TypeError) as error:
+            if codec.is_unsealed(data, "format_version"):
+                raise StorageError(
+                    f"{self.note_url}: an older release made this dataset, and its format is no longer read; build it again at another URL"
+                ) from error
+            raise Damaged(f"{self.note_url}: damaged ({error}); {set_aside_hint(self.root)}") from error
 
-    def write_manifest(self, count: int) -> int:
-        """Puts the commit records of all `count` shards together. Returns the number of rows. Equal records give equal bytes."""
-        records = [pq.read_table(io.BytesIO(location.read_bytes(self._record_url(number)))) for number in range(count)]
-        table = pa.concat_tables(r.replace_schema_metadata(None) for r in records) if records else _MEMBERS.empty_table()
-        hashes = [r.schema.metadata[b"tar_sha256"].decode() for r in records]
-        starts = _row_starts(table)
-        keys = table["key"].take(pa.array(starts[:-1])).to_pylist()
-        if len(set(keys)) < len(keys):
-            twice = next(key for key, count in Counter(keys).items() if count > 1)
-            raise StorageError(f"{self.url}: row {twice!r} lies in two shards; remove this column and build it again")
-        metadata = {"made_by": codec.encode_json(self.made_by()), "tar_sha256": codec.encode_json(hashes)}
-        location.write_bytes(join(self.url, "manifest.parquet"), _to_parquet(table.replace_schema_metadata(metadata)))
-        return len(keys)
+    def listing(self) -> list[Committed]:
+        """The commit records that a listing shows, in ascending order."""
+        return self.listed(location.list_sizes(self.url))
+
+    def listed(self, sizes: Mapping[str, int]) -> list[Committed]:
+        """The commit records among the objects of the column's folder, name -> bytes."""
+        matches = [match for match in map(self._record_name.fullmatch, sorted(sizes)) if match]
+        return [
+            Committed(int(m[1]), m[2], int(m[3]), m[0], whole=sizes.get(self.tar_name(int(m[1]))) == int(m[3])) for m in matches
+        ]  # fmt: skip
+
+    def committed(self) -> dict[int, Committed]:
+        """By number, the shards that a listing shows to be whole."""
+        return {c.number: c for c in self.listing() if c.whole}
+
+    def missing(self, plan: Iterable[ShardPlan]) -> dict[int, list[str]]:
+        """The numbers of the plan that are not committed, or were made from something else than the plan says; for each the names of the
+        records that must go before it is made."""
+        records: dict[int, list[Committed]] = {}
+        for committed in self.listing():
+            records.setdefault(committed.number, []).append(committed)
+        return {
+            wanted.number: [c.record_name for c in records.get(wanted.number, [])]
+            for wanted in plan
+            if not any(c.whole and c.source == wanted.source for c in records.get(wanted.number, []))
+        }
+
+    def commit(
+        self,
+        plan: ShardPlan,
+        rows: Iterable[shard.Row],
+        provenance: str,
+        stale: Sequence[str] = (),
+        attributes: Mapping[str, Sequence[Any]] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """Writes a shard: stale records go first, then the tar is written, its record last.
+
+        provenance: the column's fingerprint. attributes, notes: see `Record`; read after the rows were, which may fill them.
+        """
+        tar_bytes, samples = shard.pack(rows)
+        layouts = sorted({sample.names for sample in samples})
+        record = Record(
+            column=self.name, number=plan.number, provenance=provenance, source=plan.source, inputs=plan.inputs,
+            tar_bytes=len(tar_bytes), tar_sha256=hashlib.sha256(tar_bytes).hexdigest(), layouts=layouts,
+            keys=[s.key for s in samples], layout=[layouts.index(s.names) for s in samples], offsets=[s.offset for s in samples],
+            sizes=[s.sizes for s in samples], crc32s=[s.crc32s for s in samples], attributes=attributes or {}, notes=notes or {},
+        )  # fmt: skip
+        location.remove_many([join(self.url, name) for name in stale])
+        location.write_bytes(self.tar_url(plan.number), tar_bytes)
+        location.write_bytes(join(self.url, record.name), codec.seal(asdict(record)))
+        return record
+
+    def records(self, committed: Sequence[Committed]) -> list[Record]:
+        """Commit records, many read at a time. Raises Damaged, naming the record."""
+        urls = [join(self.url, c.record_name) for c in committed]
+        return [self.decode_record(url, data) for url, data in zip(urls, location.read_many(urls), strict=True)]
+
+    def decode_record(self, url: str, data: bytes) -> Record:
+        """A commit record from its bytes. Raises Damaged, naming `url`, where they are not what `commit` wrote there."""
+        try:
+            record = Record(**codec.unseal(data))
+        except (ValueError, TypeError) as error:
+            raise Damaged(f"{url}: damaged commit record ({error}); {set_aside_hint(self.root)}") from error
+        if not url.endswith(f"/{record.name}"):
+            raise Damaged(f"{url}: holds the record of {record.name}; {set_aside_hint(self.root)}")
+        return record
 
     def read_shard(self, number: int) -> list[tuple[str, dict[str, bytes]]]:
-        """All rows of one shard, its tar checked against the hash in its commit record."""
+        """All rows of one shard, its tar checked against the sum in its commit record."""
+        committed = self.committed().get(number)
+        if committed is None:
+            raise NotFound(f"{self.tar_url(number)}: not committed; run its build again")
         tar_bytes = location.read_bytes(self.tar_url(number))
-        metadata = pq.read_schema(io.BytesIO(location.read_bytes(self._record_url(number)))).metadata
-        if hashlib.sha256(tar_bytes).hexdigest() != metadata[b"tar_sha256"].decode():
-            raise StorageError(f"{self.tar_url(number)}: differs from its commit record; remove both and run the build again")
+        if hashlib.sha256(tar_bytes).hexdigest() != self.records([committed])[0].tar_sha256:
+            raise Damaged(f"{self.tar_url(number)}: differs from its commit record; {set_aside_hint(self.root)}")
         return list(shard.unpack(tar_bytes))
 
+    def write_index(self, plan: Sequence[ShardPlan], of: Mapping[str, str]) -> Index:
+        """The index over the shards of the plan, all of which must be committed; written only where the current one is another.
 
-class Manifest:
-    """The manifest of a finished column, for those who read it: which rows there are, and where each member lies."""
+        of: the sums of the indexes that this column was made for, by column. Equal records give equal bytes.
+        """
+        present = {(c.number, c.source): c for c in self.listing() if c.whole}
+        absent = [p.number for p in plan if (p.number, p.source) not in present]
+        if absent:
+            raise StorageError(f"{self.url}: {len(absent)} shards are not committed, the first is {absent[0]}; run the build again")
+        wanted = sorted(present[p.number, p.source] for p in plan)
+        provenance, names = self.provenance(), records_digest([c.record_name for c in wanted])
+        current = read_current(self.root, self.name)
+        if current and current["records"] == names and current["of"] == dict(of):
+            index = Index.open(self.root, self.name, current["index"])
+            if index.provenance == provenance.fingerprint:  # that of a column without shards may be another
+                return index
+        shards: list[list[Any]] = []
+        shard_of: dict[str, int] = {}
 
-    def __init__(self, root: str, name: str) -> None:
-        self.column = Column(root, name)
-        try:
-            data = location.read_bytes(join(self.column.url, "manifest.parquet"))
-        except NotFound as error:
-            raise NotFound(
-                f"{self.column.url}: no finished column {name!r} here (manifest.parquet is absent); {_how_to_build(name)}"
-            ) from error
-        table = pq.read_table(io.BytesIO(data))
-        self.made_by: dict[str, Any] = codec.decode_json(table.schema.metadata[b"made_by"])
-        self.content_hash = hashlib.sha256(table.schema.metadata[b"tar_sha256"]).hexdigest()
-        """Over the hashes of all shards: what a derived column says that it was derived from."""
-        self._starts = _row_starts(table)
-        self._shard = table["shard"].to_numpy()
-        self._offset, self._size, self._crc32 = (table[c].to_numpy() for c in ("offset", "size", "crc32"))
-        self._member = table["member"].combine_chunks().dictionary_encode()
-        self.keys: list[str] = table["key"].take(pa.array(self._starts[:-1])).to_pylist()
+        def checked() -> Iterator[Record]:
+            for first in range(0, len(wanted), _RECORDS):
+                for record in self.records(wanted[first : first + _RECORDS]):
+                    self._check_record(record, provenance.fingerprint, shard_of)
+                    shards.append([record.number, record.source, record.tar_bytes, record.tar_sha256])
+                    yield record
 
-    def __len__(self) -> int:
-        return len(self.keys)
+        rows = index_rows(checked())
+        metadata = {"kind": provenance.settings["kind"], "of": dict(of), "provenance": provenance.fingerprint, "shards": shards}
+        return self.publish_index(rows, metadata, names)
 
-    def members(self, row: int) -> list[str]:
-        """The names of the members of a row, sorted."""
-        return self._member[int(self._starts[row]) : int(self._starts[row + 1])].to_pylist()
+    def publish_index(self, rows: IndexRows, metadata: Mapping[str, Any], records: str) -> Index:
+        """Writes an index under its sum, then makes it the current one. records: digest of what it was put together from."""
+        data = encode_index(rows, metadata)
+        sha256 = hashlib.sha256(data).hexdigest()
+        location.write_bytes(join(self.url, index_name(sha256)), data)
+        current = {"index": sha256, "of": metadata["of"], "records": records, "rows": len(rows)}
+        location.write_bytes(join(self.url, "current.json"), codec.seal(current))
+        return Index.open(self.root, self.name, sha256)
 
-    def locate(self, row: int, member: str) -> tuple[str, shard.Member]:
-        """The tar's URL and the member's place in it. KeyError names the column, the key and what there is."""
-        names = self.members(row)
-        if member not in names:
-            raise KeyError(f"column {self.column.name!r}, key {self.keys[row]!r}: no member {member!r}; it has {', '.join(names)}")
-        i = int(self._starts[row]) + names.index(member)
-        place = shard.Member(self.keys[row], member, int(self._offset[i]), int(self._size[i]), int(self._crc32[i]))
-        return self.column.tar_url(int(self._shard[i])), place
-
-    def shard_of_rows(self) -> np.ndarray:
-        """[rows] int32: the shard in which each row lies."""
-        return self._shard[self._starts[:-1]]
-
-
-def read_members(places: Sequence[tuple[str, shard.Member]]) -> list[bytes]:
-    """The bytes of members found by `Manifest.locate`, all in flight together, each checked against its checksum."""
-    parts = location.read_ranges([url for url, _ in places], [m.offset for _, m in places], [m.size for _, m in places])
-    for (url, member), data in zip(places, parts, strict=True):
-        if zlib.crc32(data) != member.crc32:
-            raise StorageError(
-                f"{url}: member {member.key}.{member.name} differs from its checksum; remove the shard and run its build again"
-            )
-    return parts
+    def _check_record(self, record: Record, provenance: str, shard_of: dict[str, int]) -> None:
+        if record.provenance != provenance:
+            raise self._mismatch(f"shard {record.number} was made by another configuration ({record.provenance[:12]}) than the others")
+        for key in record.keys:
+            other = shard_of.setdefault(key, record.number)
+            if other != record.number:
+                raise StorageError(
+                    f"{self.url}: row {key!r} lies in the shards {other} and {record.number}; delete this column and build it again"
+                )
 
 
-def open_columns(root: str, names: Sequence[str]) -> dict[str, Manifest]:
-    """The manifests of several columns, which must list the same keys in the same order, each derived from the others as they are now."""
-    manifests = {name: Manifest(root, name) for name in names}
-    first = manifests[names[0]]
-    for name in names[1:]:
-        other = manifests[name]
-        if other.keys != first.keys:
-            n = next((i for i, (a, b) in enumerate(zip(first.keys, other.keys, strict=False)) if a != b), min(len(first), len(other)))
-            raise StorageError(
-                f"{root}: columns {names[0]!r} ({len(first)} rows) and {name!r} ({len(other)} rows) differ from row {n} on; "
-                f"build {name!r} again from the present {names[0]!r}"
-            )
-    for name, manifest in manifests.items():
-        for source, content in manifest.made_by.get("from", {}).items():
-            if source in manifests and manifests[source].content_hash != content:
-                raise StorageError(f"{root}: column {name!r} was made from another {source!r} than is there now; build it again")
-    return manifests
-
-
-def _how_to_build(name: str) -> str:
-    script = "build_shards.py" if name in ("frames", "features") else "cache_gaussians.py"
-    return f"build it with: python pipeline/{script}, and let it finish"
-
-
-def _row_starts(table: pa.Table) -> np.ndarray:
-    """[rows + 1] int64: where each row's members start. Members of one row are neighbours."""
-    if not len(table):
-        return np.zeros(1, np.int64)
-    codes = table["key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    changes = np.flatnonzero(codes[1:] != codes[:-1]) + 1
-    return np.concatenate([[0], changes, [len(table)]]).astype(np.int64)
-
-
-def _to_parquet(table: pa.Table) -> bytes:
-    stream = io.BytesIO()
-    pq.write_table(table, stream, compression="zstd")
-    return stream.getvalue()
-
-
-def differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, a line each: `window.gap: there 8, here 10`."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        return [line for k in sorted({*there, *here}) for line in differences(there.get(k), here.get(k), f"{path}.{k}" if path else k)]
-    return [] if there == here else [f"{path}: there {there!r}, here {here!r}"]
+def index_rows(records: Iterable[Record]) -> IndexRows:
+    """The rows of commit records, one record after the other. Each is dropped once read: as Python objects a row takes kilobytes."""
+    numbers: dict[tuple[str, ...], int] = {}
+    keys: list[str] = []
+    made: list[array[int]] = [array(code) for code in "iqhqII"]
+    shard, offset, layout, lengths, sizes, crc32s = made
+    attributes: defaultdict[str, list[pa.Array]] = defaultdict(list)
+    for r in records:
+        number_of = [numbers.setdefault(tuple(names), len(numbers)) for names in r.layouts]
+        keys.extend(r.keys)
+        shard.extend([r.number] * len(r.keys))
+        offset.extend(r.offsets)
+        layout.extend(number_of[place] for place in r.layout)
+        lengths.extend(map(len, r.sizes))
+        sizes.extend(chain.from_iterable(r.sizes))
+        crc32s.extend(chain.from_iterable(r.crc32s))
+        for name, values in r.attributes.items():
+            attributes[name].append(pa.array(values, ATTRIBUTES[name]))
+    layouts = sorted(numbers)
+    sorted_number = np.argsort([numbers[names] for names in layouts])
+    return IndexRows(
+        layouts=layouts,
+        keys=keys,
+        shard=np.array(shard),
+        offset=np.array(offset),
+        layout=sorted_number[np.array(layout)].astype(np.int16),
+        lengths=np.array(lengths),
+        sizes=np.array(sizes),
+        crc32s=np.array(crc32s),
+        attributes={name: pa.concat_arrays(parts) for name, parts in sorted(attributes.items())},
+    )

@@ -46,21 +46,22 @@ class Camera:
 class Frame:
     """One view, ready to store.
 
-    image: [H,W,3] uint8 RGB. labels: [H,W] uint16 object ids, 0 where nothing is labelled. valid: [H,W] bool, False where the pixel is
-    anonymised or lies outside the source image. depth: [H,W] float32 metres along z, 0 where no surface was hit; None where it is not kept.
+    image: [H,W,3] uint8 RGB. labels: [H,W] uint16 object ids, 0 where nothing is labelled; None where they were not read. valid: [H,W]
+    bool, False where the pixel is anonymised or lies outside the source image. depth: [H,W] float32 metres along z, 0 where no surface was
+    hit; None where there is none, or it was not read.
     """
 
     name: str
     camera: Camera
     image: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     valid: np.ndarray
     depth: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Gaussians:
-    """What a reconstructor makes of a context pair: one Gaussian per context pixel, in the order view, row, column, on that pixel's ray; or
+    """What a reconstructor makes of a context: one Gaussian per context pixel, in the order view, row, column, on that pixel's ray; or
     where not `pixel_aligned` any number, anywhere.
 
     means [N,3] float32 metres, world frame; quats [N,4] float32 (w,x,y,z), unit length; scales [N,3] float32 metres (standard deviations);

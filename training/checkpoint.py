@@ -18,8 +18,8 @@ import torch
 from configs import ConfigError
 from configs.schema import TrainConfig
 from storage import location
-from storage.column import differences
 from storage.location import join
+from storage.provenance import differences
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")

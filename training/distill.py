@@ -1,4 +1,4 @@
-"""The distillation step: the teacher's tokens of two context views, splatted into a third view, supervise a student that sees only that
+"""The distillation step: the teacher's tokens of the context views, splatted into a third view, supervise a student that sees only that
 view.
 
     targets = supervise(config, teacher, batch)       # lift, splat, blend, down-sample: no gradient
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 
 from configs.schema import TrainConfig
 from training.backbone import PATCH, StateDict, build_backbone, grid_size, patch_tokens
+from training.batch import Batch
 from training.head import DinoHead, token_cross_entropy
-from training.loader import Batch
 from training.lora import add_lora, seed_rows
 from training.order import mix
 from training.splat import render_token_targets
@@ -72,13 +72,14 @@ def supervise(config: TrainConfig, teacher: Network, batch: Batch) -> Targets:
 
     A token is kept where the splat's accumulated alpha reaches `supervision.min_coverage` and no pixel of its patch is invalid.
     """
-    rows, _, _, height, width = batch.context_images.shape
-    h, w = grid_size(height, width)
+    rows, views = len(batch.keys), batch.views
+    h, w = grid_size(*batch.target_images.shape[-2:])
     context = batch.context_tokens
     if context is None:
+        assert batch.context_images is not None
         images = batch.context_images.flatten(0, 1).float() / 255
-        seed_rows(teacher.backbone, [int(mix(seed, view)) >> 1 for seed in batch.seeds for view in (0, 1)])
-        context = patch_tokens(teacher.backbone, images).unflatten(0, (rows, 2))
+        seed_rows(teacher.backbone, [int(mix(seed, view)) >> 1 for seed in batch.seeds for view in range(views)])
+        context = patch_tokens(teacher.backbone, images).unflatten(0, (rows, views))
     if batch.operators is not None:
         tokens = apply_operators(batch.operators, context.flatten(1, 3), config.supervision.blend).unflatten(1, (h, w))
         coverage = batch.operators.alpha.view(rows, h, w)
@@ -90,7 +91,11 @@ def supervise(config: TrainConfig, teacher: Network, batch: Batch) -> Targets:
 
 
 def _splat_live(batch: Batch, context: torch.Tensor, blend: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every channel of the context tokens [B,2,h,w,C], splatted at full resolution: targets [B,h,w,C] and accumulated alpha [B,h,w]."""
+    """Every channel of the context tokens [B,V,h,w,C], splatted at full resolution: targets [B,h,w,C] and accumulated alpha [B,h,w]."""
+    assert batch.context_labels is not None
+    assert batch.target_labels is not None
+    assert batch.viewmats is not None
+    assert batch.Ks is not None
     rendered = [
         render_token_targets(
             batch.means[b],

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from training.batch import Batch
 from training.distill import Targets
-from training.loader import Batch
 
 
 def to_png(figure: Figure) -> bytes:
@@ -44,9 +44,12 @@ def pca_colours(tokens_hwc: torch.Tensor, mean: torch.Tensor, basis: torch.Tenso
 
 
 def distillation_panel(batch: Batch, targets: Targets, student_tokens: torch.Tensor, title: str) -> Figure:
-    """A row for each sample: context pair, target, its masks, supervision and student in one PCA basis (fitted on the kept supervision
+    """A row for each sample: context, target, its masks, supervision and student in one PCA basis (fitted on the kept supervision
     tokens)."""
-    columns = ("context 0", "context 1", "target", "target masks", "supervision (PCA)", "student (PCA)")
+    assert batch.context_images is not None
+    assert batch.target_labels is not None
+    views = batch.context_images.shape[1]
+    columns = (*(f"context {view}" for view in range(views)), "target", "target masks", "supervision (PCA)", "student (PCA)")
     rows = len(batch.keys)
     height, width = batch.target_images.shape[-2:]
     figure = Figure(figsize=(2.3 * len(columns), 2.3 * rows * height / width + 0.6), layout="constrained")
@@ -60,11 +63,11 @@ def distillation_panel(batch: Batch, targets: Targets, student_tokens: torch.Ten
         basis = (mean, components, scores.quantile(0.02, 0), scores.quantile(0.98, 0))
     for b in range(rows):
         keep = targets.keep[b].cpu().numpy()[..., None]
-        pictures: list[np.ndarray] = [_hwc(batch.context_images[b, 0]), _hwc(batch.context_images[b, 1]), _hwc(batch.target_images[b])]
+        pictures: list[np.ndarray] = [*map(_hwc, batch.context_images[b]), _hwc(batch.target_images[b])]
         pictures.append(label_colours(batch.target_labels[b].cpu().numpy()))
         for tokens in (targets.tokens[b], student_tokens[b].detach()):
             pictures.append(np.zeros((*keep.shape[:2], 3)) if basis is None else pca_colours(tokens, *basis))
-        pictures[4] = np.where(keep, pictures[4], 0)
+        pictures[-2] = np.where(keep, pictures[-2], 0)
         for axis, picture, name in zip(axes[b], pictures, columns, strict=True):
             axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
             axis.set_axis_off()

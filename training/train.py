@@ -18,7 +18,6 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,17 @@ from tqdm import tqdm
 
 from configs import ConfigError, command
 from configs.schema import TeacherMode, TrainConfig
-from storage import location
+from storage import codec, location
+from storage.column import Column
 from storage.location import join
 from training import checkpoint, pictures
 from training.backbone import StateDict, hash_weights, load_weights
+from training.batch import Batch
 from training.distill import build_networks, distillation_loss, supervise
 from training.ema import update_teacher
-from training.loader import Batch, WindowRows, open_rows, step_batches
+from training.loader import step_batches
+from training.pins import pinned_rows
+from training.rows import WindowRows, few
 from training.schedule import one_cycle
 
 
@@ -47,8 +50,7 @@ class Run:
         weights_hash = hash_weights(weights)
         _check_features(config, rows, weights_hash)
         self.identity = checkpoint.identity(config, weights_hash, _dataset_hash(rows))
-        probe = self._probe()
-        height, width = probe.target_images.shape[-2:]
+        height, width = self._probe(labels=False).target_images.shape[-2:]
         student, self.teacher = (network.to(device) for network in build_networks(config, weights, height, width))
         self.student = student
         self.optimizer = torch.optim.Adam(student.trained().values(), lr=config.optimizer.lr, betas=(0.9, 0.999), eps=1e-8)
@@ -58,10 +60,11 @@ class Run:
         self.signalled = False  # this rank was asked to stop
         self.stopping = False  # all ranks know of it
 
-    def _probe(self) -> Batch:
-        """The rows that the pictures show: those of step 0, at most four."""
-        few = replace(self.config, batch=min(4, self.config.batch), loader=replace(self.config.loader, workers=0))
-        return next(iter(step_batches(self.rows, few, range(1), 0, 1)))
+    def _probe(self, labels: bool) -> Batch:
+        """The rows that the pictures show: those of step 0, at most four; with labels and context images, or as training reads them."""
+        config = few(self.config, 4)
+        rows = self.rows.with_labels() if labels else self.rows
+        return next(iter(step_batches(rows, config, range(1), 0, 1)))
 
     def _resume(self) -> int:
         """Rank 0 says from which step; every rank must reach that checkpoint, and the same dataset."""
@@ -94,8 +97,11 @@ class Run:
             checkpoint.save(self.config.output, self.step, state, self.identity)
         self.metrics = []
 
-    def train_step(self, batch: Batch, waited: float) -> dict[str, Any]:
-        """One optimiser step. The loss is the mean over the kept tokens of all ranks, so the world size does not change it."""
+    def train_step(self, batch: Batch, waited: float, spent: float) -> dict[str, Any]:
+        """One optimiser step. The loss is the mean over the kept tokens of all ranks, so the world size does not change it.
+
+        waited: seconds for this batch; spent: seconds of the whole step before this one.
+        """
         config, step = self.config, self.step
         batch = batch.to(self.device)
         targets = supervise(config, self.teacher, batch)
@@ -121,13 +127,15 @@ class Run:
             )
         return {
             "step": step, "loss": mean, "excess_loss": mean - math.log(config.head.prototypes), "cosine": cosine / max(kept, 1.0), "lr": lr,
-            "kept_tokens": int(kept), "data_wait_s": round(waited, 4),
+            "kept_tokens": int(kept), "data_wait_s": round(waited, 4), "rows_per_s": round(config.batch / max(spent, 1e-9), 3),
+            "requests_per_row": batch.reads["requests"] / len(batch.keys),
+            "cache_hits": batch.reads["hits"] / max(1, batch.reads["hits"] + batch.reads["misses"]),
         }  # fmt: skip
 
     @torch.no_grad()
     def picture(self) -> bytes:
         """The PCA panel of the probe rows as PNG."""
-        batch = self._probe().to(self.device)
+        batch = self._probe(labels=True).to(self.device)
         self.student.eval()
         targets = supervise(self.config, self.teacher, batch)
         tokens, _ = self.student(batch.target_images.float() / 255, batch.seeds, targets.keep)
@@ -153,7 +161,7 @@ def _check(config: TrainConfig) -> None:
         "steps": config.steps, "batch": config.batch, "checkpoint_every": config.checkpoint_every, "picture_every": config.picture_every,
         "teacher.every": config.teacher.every, "optimizer.lr": config.optimizer.lr, "lora.rank": config.lora.rank,
         "head.student_temperature": config.head.student_temperature, "head.teacher_temperature": config.head.teacher_temperature,
-        "loader.prefetch": config.loader.prefetch,
+        "loader.prefetch": config.loader.prefetch, "loader.cache_gb": config.loader.cache_gb,
     }  # fmt: skip
     shares = {
         "supervision.blend": config.supervision.blend, "supervision.min_coverage": config.supervision.min_coverage,
@@ -168,7 +176,7 @@ def _check(config: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig, device: torch.device) -> None:
-    rows = open_rows(config)
+    rows = pinned_rows(config)
     run = Run(config, rows, load_weights(config.backbone), device)
     last = config.steps if config.until is None else min(config.until, config.steps)
     signal.signal(signal.SIGTERM, lambda *_: setattr(run, "signalled", True))
@@ -179,9 +187,11 @@ def _train(config: TrainConfig, device: torch.device) -> None:
               f"{_backbone_note(config)}", flush=True)  # fmt: skip
     board = _Board(config.output, run.step) if lead else None
     bar = tqdm(initial=run.step, total=last, unit="step", disable=not lead, mininterval=1.0, file=sys.stderr)
-    waiting = time.perf_counter()
+    waiting = began = time.perf_counter()
     for batch in step_batches(rows, config, range(run.step, last), run.rank, run.world, pinned=device.type == "cuda"):
-        metrics = run.train_step(batch, time.perf_counter() - waiting)
+        now = time.perf_counter()
+        metrics = run.train_step(batch, now - waiting, now - began)
+        began = now
         run.metrics.append(metrics)
         bar.update()
         if board:
@@ -231,7 +241,7 @@ class _Board:
         self.writer = SummaryWriter(str(self.folder), purge_step=step)
 
     def write(self, metrics: dict[str, Any]) -> None:
-        for name in ("excess_loss", "cosine", "lr", "kept_tokens", "data_wait_s"):
+        for name in ("excess_loss", "cosine", "lr", "kept_tokens", "data_wait_s", "rows_per_s", "requests_per_row", "cache_hits"):
             self.writer.add_scalar(name, metrics[name], metrics["step"])
 
     def upload(self) -> None:
@@ -269,13 +279,13 @@ def _start_process_group(wanted: str) -> torch.device:
 
 
 def _dataset_hash(rows: WindowRows) -> str:
-    return hashlib.sha256("\n".join(f"{name} {column.content_hash}" for name, column in sorted(rows.columns.items())).encode()).hexdigest()
+    return hashlib.sha256(codec.encode_json(rows.pins)).hexdigest()
 
 
 def _check_features(config: TrainConfig, rows: WindowRows, weights_hash: str) -> None:
     """A frozen teacher's cached tokens must come from the very weights that the student starts from."""
     if config.teacher.mode is TeacherMode.frozen:
-        cached = rows.columns["features"].made_by.get("weights_sha256")
+        cached = Column(config.dataset, "features").provenance().settings["weights_sha256"]
         if cached != weights_hash:
             raise ConfigError(
                 f"{config.dataset}: column 'features' was made with other weights ({str(cached)[:12]}) than backbone has "

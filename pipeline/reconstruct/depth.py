@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs import ConfigError
-from pipeline.reconstruct.reconstructor import BadPair, Reconstructor
+from pipeline.reconstruct.reconstructor import BadContext, Reconstructor
 from storage.domain import Frame, Gaussians
 
 
@@ -34,7 +34,9 @@ class DepthReconstructor(Reconstructor):
         means, scales, opacities = [], [], []
         for view in views:
             if view.depth is None:
-                raise BadPair(f"frame {view.name}: no depth; the `depth` reconstructor needs a `frames` column built with the scene's mesh")
+                raise BadContext(
+                    f"frame {view.name}: no depth; the `depth` reconstructor needs a `frames` column built with the scene's mesh"
+                )
             seen = (view.depth > 0) & view.valid
             depth = np.where(seen, view.depth, 1.0).astype(np.float64)
             points = view.camera.rays() * depth[..., None]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from configs import ConfigError
-from pipeline.reconstruct.reconstructor import BadPair, Reconstructor, check_pair, choose_device
+from pipeline.reconstruct.reconstructor import BadContext, Reconstructor, check_views, choose_device, frame_names
 from storage.domain import Camera, Frame, Gaussians
-from storage.gaussians import encode_gaussians
+from storage.records.gaussians import encode_gaussians
 from training import torchvision_ops  # noqa: F401  (before ffgs, which imports torchvision)
 from training.backbone import hash_weights
 
@@ -94,15 +94,15 @@ class FfgsReconstructor(Reconstructor):
             ) from error
 
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
-        """In the world frame of the cameras; if pixel-aligned, of opacity 0 where the context pixel is not valid. Raises BadPair for a pair
-        that the model refuses, or whose Gaussians are not pixel-aligned where they should be."""
+        """In the world frame of the cameras; if pixel-aligned, of opacity 0 where the context pixel is not valid. Raises BadContext for a
+        context that the model refuses, or whose Gaussians are not pixel-aligned where they should be."""
         from ffgs import Views
 
-        check_pair(views)
+        check_views(views)
         cameras = [view.camera for view in views]
         images = torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2).float() / 255
         K, c2w = (torch.from_numpy(np.stack(arrays)).float() for arrays in ([c.K for c in cameras], [c.c2w for c in cameras]))
-        names = f"frames {views[0].name}, {views[1].name}"
+        names = frame_names(views)
         try:
             output = self.pipeline(Views(images.to(self.device), K.to(self.device), c2w.to(self.device))).to_world()
             self._check_fit(output.frame)
@@ -112,19 +112,19 @@ class FfgsReconstructor(Reconstructor):
             )
             made = Gaussians(means, quats, scales, opacities, self.pixel_aligned)
         except ValueError as error:
-            raise BadPair(f"{names}: {error}") from error
+            raise BadContext(f"{names}: {error}") from error
         if not all(np.isfinite(x).all() for x in (made.means, made.quats, made.scales, made.opacities)):
-            raise BadPair(f"{names}: the network gave values that are not finite")
+            raise BadContext(f"{names}: the network gave values that are not finite")
         if not self.pixel_aligned:
             return made
         valid = np.concatenate([view.valid.reshape(-1) for view in views])
         if len(made) != len(valid):
-            raise BadPair(f"{names}: {len(made)} Gaussians for {len(valid)} context pixels")
+            raise BadContext(f"{names}: {len(made)} Gaussians for {len(valid)} context pixels")
         made = replace(made, opacities=np.where(valid, made.opacities, np.float32(0)))
         try:
             encode_gaussians(made, cameras)
         except ValueError as error:
-            raise BadPair(f"{names}: {error}") from error
+            raise BadContext(f"{names}: {error}") from error
         return made
 
     def _check_fit(self, frame: ModelFrame | None) -> None:

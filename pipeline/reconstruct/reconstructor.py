@@ -20,8 +20,8 @@ _RIGID = 1e-3
 _MIN_BASELINE = 1e-4
 
 
-class BadPair(ValueError):
-    """This context pair cannot be reconstructed. The message says why; the row stays, with Gaussians of opacity 0."""
+class BadContext(ValueError):
+    """This context cannot be reconstructed. The message says why; the row stays, with Gaussians of opacity 0."""
 
 
 class Reconstructor(ABC):
@@ -33,8 +33,11 @@ class Reconstructor(ABC):
     uses_gpu: bool
     """Whether an actor that runs it should reserve one where the cluster has any."""
 
+    views: int | None = None
+    """How many frames its context has; None: any number."""
+
     batch: int = 1
-    """How many pairs the stage hands to `reconstruct_batch` at a time."""
+    """How many contexts the stage hands to `reconstruct_batch` at a time."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -46,17 +49,17 @@ class Reconstructor(ABC):
 
     @abstractmethod
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
-        """The Gaussians of one context pair, in the world frame of its cameras. Raises BadPair."""
+        """The Gaussians of one context, in the world frame of its cameras. Raises BadContext."""
 
-    def reconstruct_batch(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
-        """For each pair, all of one image size, its Gaussians or why there are none: one after the other, unless a reconstructor can do
-        better. Anything but a BadPair is a fault, and ends the shard."""
-        return [self._or_why_not(views) for views in pairs]
+    def reconstruct_batch(self, contexts: Sequence[Sequence[Frame]]) -> list[Gaussians | BadContext]:
+        """For each context, all of one image size, its Gaussians or why there are none: one after the other, unless a reconstructor can do
+        better. Anything but a BadContext is a fault, and ends the shard."""
+        return [self._or_why_not(views) for views in contexts]
 
-    def _or_why_not(self, views: Sequence[Frame]) -> Gaussians | BadPair:
+    def _or_why_not(self, views: Sequence[Frame]) -> Gaussians | BadContext:
         try:
             return self.reconstruct(views)
-        except BadPair as refusal:
+        except BadContext as refusal:
             return refusal
 
 
@@ -84,30 +87,41 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_pair(views: Sequence[Frame]) -> None:
-    """Raises BadPair, by the frame's name, for what no network that triangulates can take."""
+    """`check_views`, for a network that is made for two."""
     if len(views) != 2:
-        raise BadPair(f"{len(views)} context views; a pair is 2")
+        raise BadContext(f"{len(views)} context views; a pair is 2")
+    check_views(views)
+
+
+def check_views(views: Sequence[Frame]) -> None:
+    """Raises BadContext, by the frame's name, for what no network that triangulates can take."""
     for view in views:
         camera = view.camera
         size = (camera.height, camera.width)
         if view.image.shape != (*size, 3) or view.image.dtype != np.uint8 or view.valid.shape != size:
-            raise BadPair(
+            raise BadContext(
                 f"frame {view.name}: image {view.image.shape} {view.image.dtype} and mask {view.valid.shape} where the camera says {size} "
                 "(height, width); the image is uint8 RGB"
             )
         if not (np.isfinite(camera.c2w).all() and np.isfinite(camera.K).all()):
-            raise BadPair(f"frame {view.name}: the camera holds values that are not finite")
+            raise BadContext(f"frame {view.name}: the camera holds values that are not finite")
         if not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0):
-            raise BadPair(f"frame {view.name}: focal lengths {camera.K[0, 0]:g} and {camera.K[1, 1]:g} pixels; both must be above 0")
+            raise BadContext(f"frame {view.name}: focal lengths {camera.K[0, 0]:g} and {camera.K[1, 1]:g} pixels; both must be above 0")
         if not np.allclose(camera.K[2], [0, 0, 1]):
-            raise BadPair(f"frame {view.name}: the last row of K is {camera.K[2].tolist()}, expected 0, 0, 1")
+            raise BadContext(f"frame {view.name}: the last row of K is {camera.K[2].tolist()}, expected 0, 0, 1")
         rotation = camera.c2w[:3, :3]
         skewed = np.abs(rotation.T @ rotation - np.eye(3)).max()
         if skewed > _RIGID or np.linalg.det(rotation) < 0 or not np.allclose(camera.c2w[3], [0, 0, 0, 1]):
-            raise BadPair(f"frame {view.name}: the pose is not rigid (c2w is no rotation and translation; off by {skewed:.2g})")
-    first, second = views
-    if first.image.shape != second.image.shape:
-        raise BadPair(f"frames {first.name}, {second.name}: images of different sizes, {first.image.shape} and {second.image.shape}")
-    baseline = float(np.linalg.norm(first.camera.c2w[:3, 3] - second.camera.c2w[:3, 3]))
+            raise BadContext(f"frame {view.name}: the pose is not rigid (c2w is no rotation and translation; off by {skewed:.2g})")
+    first = views[0]
+    for view in views:
+        if first.image.shape != view.image.shape:
+            raise BadContext(f"frames {first.name}, {view.name}: images of different sizes, {first.image.shape} and {view.image.shape}")
+    baseline = max(float(np.linalg.norm(first.camera.c2w[:3, 3] - view.camera.c2w[:3, 3])) for view in views)
     if baseline < _MIN_BASELINE:
-        raise BadPair(f"frames {first.name}, {second.name}: the cameras stand {baseline:g} m apart; without parallax there is no depth")
+        raise BadContext(f"{frame_names(views)}: the cameras stand {baseline:g} m apart; without parallax there is no depth")
+
+
+def frame_names(views: Sequence[Frame]) -> str:
+    """`frames a.jpg, b.jpg`: what a refusal begins with."""
+    return f"frames {', '.join(view.name for view in views)}"

@@ -9,6 +9,7 @@ Every dropped frame is a `Skip` with a reason; a scene that cannot be used at al
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from storage.location import NotFound, StorageError, join, list_folders, list_sizes, read_bytes
+from storage.location import NotFound, ObjectInfo, StorageError, join, list_folders, list_objects, list_sizes, read_bytes
 
 MESH_FILES = ("mesh_aligned_0.05.ply", "segments.json", "segments_anno.json")
 RIGID_TOLERANCE = 1e-3
@@ -58,6 +59,7 @@ class FrameEntry:
     """One usable frame: `name` is the file's base name as transforms.json has it, `number` its camera counter.
 
     c2w: [4,4] float64 OpenCV camera-to-world in metres of the mesh frame. mask_url: None where every pixel counts as valid.
+    version: changes where its entry in transforms.json, its image or its mask does.
     """
 
     name: str
@@ -66,6 +68,7 @@ class FrameEntry:
     is_bad: bool
     image_url: str
     mask_url: str | None
+    version: str
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,17 @@ class Skip:
 
 @dataclass(frozen=True)
 class SceneIndex:
-    """What a scene offers: frames in the order of (number, name), what was dropped, and remarks for the scene's report."""
+    """What a scene offers: frames in the order of (number, name), what was dropped, and remarks for the scene's report.
+
+    version: changes where its lens, its mesh or its annotations do.
+    """
 
     scene_id: str
     lens: Lens
     frames: tuple[FrameEntry, ...]
     skipped: tuple[Skip, ...]
     notes: tuple[str, ...]
+    version: str
 
 
 class BadScene(ValueError):
@@ -157,7 +164,8 @@ def read_scene(root: str, scene_id: str, keep_bad: bool = False) -> SceneIndex:
         raise BadScene(scene_id, "transforms_invalid", "transforms.json has no list 'frames'")
     if not entries:
         raise BadScene(scene_id, "no_frames", "'frames' of transforms.json is empty")
-    absent = sorted(set(MESH_FILES) - set(list_sizes(join(scene_url, "scans"))))
+    scans = list_objects(join(scene_url, "scans"))
+    absent = sorted(set(MESH_FILES) - set(scans))
     if absent:
         raise BadScene(scene_id, "mesh_missing", f"{scene_url}/scans lacks {', '.join(absent)}; labels and depth come from there")
 
@@ -181,7 +189,8 @@ def read_scene(root: str, scene_id: str, keep_bad: bool = False) -> SceneIndex:
     if not images.names and "resized_images.zip" in list_sizes(join(scene_url, "dslr")):
         notes.append("dslr/resized_images is empty beside resized_images.zip: unpack it")
     frames.sort(key=lambda frame: (frame.number, frame.name))
-    return SceneIndex(scene_id, lens, tuple(frames), tuple(skipped), tuple(notes))
+    version = _version([lens, *(scans[name] for name in MESH_FILES)])
+    return SceneIndex(scene_id, lens, tuple(frames), tuple(skipped), tuple(notes), version)
 
 
 class _Folder:
@@ -189,12 +198,17 @@ class _Folder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.names = {name.lower(): name for name, size in list_sizes(url).items() if size > 0}
+        self.objects = {name: found for name, found in list_objects(url).items() if found.size > 0}
+        self.names = {name.lower(): name for name in self.objects}
 
-    def find(self, name: str) -> str | None:
-        """The URL of the file called `name` in any case, None where it is absent or empty."""
+    def find(self, name: str) -> tuple[str, ObjectInfo] | None:
+        """URL, size and version of the file called `name` in any case, None where it is absent or empty."""
         found = self.names.get(name.lower())
-        return None if found is None else join(self.url, found)
+        return None if found is None else (join(self.url, found), self.objects[found])
+
+
+def _version(parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _read_transforms(scene_url: str, scene_id: str) -> dict[str, Any]:
@@ -252,28 +266,30 @@ def _frame(
         raise BadFrame(scene_id, name, "duplicate", "listed more than once; the first is kept")
     seen.add(name.lower())
 
-    image_url = images.find(name)
-    if image_url is None:
+    image = images.find(name)
+    if image is None:
         raise BadFrame(scene_id, name, "image_missing", f"no such file, or an empty one, in {images.url}")
     c2w = pose_from_json(_transform(scene_id, name, entry.get("transform_matrix")))
     is_bad = bool(entry.get("is_bad", False))
     if is_bad and not keep_bad:
         raise BadFrame(scene_id, name, "is_bad", "flagged as blurred or in heavy shadow")
-    mask_url = None
+    mask = None
     mask_path = entry.get("mask_path", entry.get("mask"))  # the documentation calls it "mask"
     if masks is not None and isinstance(mask_path, str) and mask_path:
-        mask_url = masks.find(_base_name(mask_path))
-        if mask_url is None:
+        mask = masks.find(_base_name(mask_path))
+        if mask is None:
             detail = f"{_base_name(mask_path)} is not in {masks.url}; anonymised pixels would be unknown"
             raise BadFrame(scene_id, name, "mask_missing", detail)
 
     if name != path:
         remarks["folder dropped from file_path"] += 1
+    image_url, mask_url = image[0], mask and mask[0]
     if not image_url.endswith(f"/{name}"):
         remarks["file name differs in upper and lower case"] += 1
     if "is_bad" not in entry:
         remarks["no is_bad flag, taken as good"] += 1
-    return FrameEntry(name, int(number[1]), c2w, is_bad, image_url, mask_url)
+    version = _version([c2w.tolist(), is_bad, image[1], mask and mask[1]])
+    return FrameEntry(name, int(number[1]), c2w, is_bad, image_url, mask_url, version)
 
 
 def _base_name(path: str) -> str:

@@ -40,7 +40,7 @@ from pipeline.rooms import room_specs, write_room  # noqa: E402
 from pipeline.scannetpp import SceneReader  # noqa: E402
 from storage import codec  # noqa: E402
 from storage.domain import Frame, Gaussians  # noqa: E402
-from storage.gaussians import decode_gaussians, encode_gaussians  # noqa: E402
+from storage.records.gaussians import decode_gaussians, encode_gaussians  # noqa: E402
 from training.splat import apply_operators, collate_operators  # noqa: E402
 from training.splat.window import WindowSplat  # noqa: E402
 

@@ -6,6 +6,9 @@ A synthetic room's photographs of the official size, 1752 x 1168, stored at 336 
 split to two million faces. Each stage is timed within `SceneReader.read` and the encoding of what it gave, without the stages inside it;
 `rest` is what no stage holds. Mesh, search tree and undistortion maps are made once a scene and counted apart. Beside each PNG's bytes,
 Pillow's at its level 6. `clear`: the masks hide nothing, as most do, and are one file; `hiding`: each hides a part of its own.
+
+Then the bytes that a frame takes in the tars of `frames` and `masks`, against those of windows of 9 frames every 4 that each held copies of
+their frames and depth at both ends (as datasets were before); and two processes side by side against one.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import argparse
 import contextlib
 import io
 import json
+import multiprocessing
 import platform
 import statistics
 import subprocess
@@ -25,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,7 +46,7 @@ from storage import codec  # noqa: E402
 from storage.domain import Frame  # noqa: E402
 
 HEIGHT, WIDTH, FACES = 336, 448, 2_000_000
-BAR_S = 0.10
+BAR_S, BYTES_BAR, WORKERS_BAR = 0.10, 0.65, 1.1
 STAGES: dict[str, tuple[Any, str]] = {
     "read image and mask": (scene, "read_bytes"),
     "decode image": (SceneReader, "_image"),
@@ -191,6 +195,39 @@ def measure(root: str, scene_id: str, rounds: int) -> dict[str, Any]:
     }
 
 
+def in_tar(sizes: Iterable[float]) -> float:
+    """Bytes of members with their headers, padded."""
+    return sum(512 + -(-size // 512) * 512 for size in sizes)
+
+
+def stored(result: dict[str, Any]) -> dict[str, float]:
+    """Bytes of a frame in the tars: as it is stored now, and as windows of 9 frames every 4 stored it, with Pillow's PNGs."""
+    now, before = result["bytes"], {**result["bytes"], **result["bytes by Pillow"]}
+    camera, window = 500, 3400  # JSON of one camera, of a window's nine
+    copies = 9 * in_tar([before["image"], before["labels"], before["validity"]]) + 2 * in_tar([before["depth"]]) + in_tar([window])
+    return {"now": in_tar([*now.values(), camera]), "before": copies / 4}
+
+
+def ingest(root: str, scene_id: str, rounds: int) -> tuple[float, float]:
+    """CPU and wall seconds of reading and encoding every frame `rounds` times, the loading left out."""
+    reader = SceneReader(root, scene_id, WIDTH, HEIGHT)
+    reader.read(reader.index.frames[0])
+    started = time.perf_counter()
+    return spent(
+        lambda: [encode(reader.read(entry)) for _ in range(rounds) for entry in reader.index.frames]
+    ), time.perf_counter() - started
+
+
+def side_by_side(root: str, scene_id: str, frames: int, rounds: int) -> dict[str, float]:
+    """CPU seconds a frame of one process and of two at once, and how many times the frames a second of one the two make."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(2) as pool:
+        one = pool.apply(ingest, (root, scene_id, rounds))
+        two = pool.starmap(ingest, [(root, scene_id, rounds)] * 2, chunksize=1)
+    cpu = [one[0] / (frames * rounds), sum(c for c, _ in two) / (2 * frames * rounds)]
+    return {"one, CPU s": cpu[0], "two, CPU s": cpu[1], "CPU ratio": cpu[1] / cpu[0], "wall ratio": 2 * one[1] / max(w for _, w in two)}
+
+
 def show(result: dict[str, Any]) -> None:
     for what, seconds in result["load, s"].items():
         print(f"once a scene, {result['faces']:,} faces: {what:<32}{seconds:>8.2f} s")
@@ -214,18 +251,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         scene_id = write_scene(root, arguments.frames, arguments.seed)
         results = {"clear": measure(root, scene_id, arguments.rounds)}
+        workers = side_by_side(root, scene_id, arguments.frames, arguments.rounds)
         hide(root, scene_id)
         results["hiding"] = measure(root, scene_id, arguments.rounds)
     for masks, result in results.items():
         print(f"\n{masks}")
         show(result)
+    size = stored(results["clear"])
+    ratio = size["now"] / size["before"]
+    print(f"\na frame in the tars: {size['now']:.0f} bytes, before {size['before']:.0f}: {ratio:.2f} x (bar {BYTES_BAR})")
+    print(
+        f"two processes: {workers['two, CPU s']:.4f} CPU s a frame, one {workers['one, CPU s']:.4f}: {workers['CPU ratio']:.2f} x (bar "
+        f"{WORKERS_BAR}); they make {workers['wall ratio']:.2f} x the frames a second"
+    )
     if arguments.out:
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
         machine = {
             "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "commit": commit,
             "size": [HEIGHT, WIDTH], "seed": arguments.seed, "frames": arguments.frames, "rounds": arguments.rounds,
         }  # fmt: skip
-        arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"machine": machine, "results": results, "tar bytes a frame": size, "workers": workers}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

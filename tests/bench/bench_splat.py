@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from storage.domain import Camera  # noqa: E402
-from storage.operator import decode_operator, encode_operator  # noqa: E402
+from storage.records.operators import decode_operator, encode_operator  # noqa: E402
 from training.splat import (  # noqa: E402
     TokenLift,
     apply_operators,

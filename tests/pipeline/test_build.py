@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,75 +12,89 @@ import webdataset
 from pipeline.rooms import room_specs, write_room, write_root
 from pipeline.scannetpp import SceneReader
 from storage import codec, location
-from storage.column import Manifest, open_columns, read_members
-from storage.gaussians import decode_gaussians
-from storage.rows import decode_frame, decode_window
+from storage.column import Column
+from storage.index import Index
+from storage.table import Table
 from tests.conftest import BUILD, command, hashes
 
-
-def read_row(manifest: Manifest, row: int) -> dict[str, bytes]:
-    names = manifest.members(row)
-    return dict(zip(names, read_members([manifest.locate(row, name) for name in names]), strict=True))
+ALL = ("windows", "masks", "features", "gaussians", "operators")
 
 
 def test_a_second_build_does_nothing_and_a_missing_shard_alone_is_made_again(rooms: str, dataset: str) -> None:
     before = hashes(dataset)
     assert any(name.endswith("frames-000001.tar") for name in before)
     result = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={dataset}", *BUILD)
-    assert result.stdout.count("are committed, nothing to do") == 2
+    assert result.stdout.count("are committed, nothing to do") == 3
     assert "building" not in result.stdout
     assert hashes(dataset) == before
 
     location.remove(f"{dataset}/frames/frames-000001.tar")
-    location.remove(f"{dataset}/features/features-000000.parquet")
+    for record in Path(dataset, "features").glob("features-000000.*.json"):
+        record.unlink()
     result = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={dataset}", *BUILD)
     assert "frames: building 1 of" in result.stdout
+    assert "masks: all 6 shards are committed" in result.stdout
     assert "features: building 1 of" in result.stdout
     assert hashes(dataset) == before
 
 
 def test_columns_agree_and_plain_webdataset_reads_them(dataset: str) -> None:
-    columns = open_columns(dataset, ["frames", "features", "gaussians", "operators"])
-    keys = columns["frames"].keys
-    assert len(keys) == len(set(keys)) >= 4
-    one_member = {"frames": "00.jpg", "features": "tokens.npy", "gaussians": "gaussians.bin", "operators": "08.operator.safetensors"}
-    for name, member in one_member.items():
+    table = Table.open(dataset, ALL)
+    frames, windows = table.frames.all_keys(), table.windows.all_keys()
+    assert len(frames) == len(set(frames)) == 40
+    assert len(windows) == len(set(windows)) >= 4
+    members = {"frames": ("jpg", "camera.json", "depth.png"), "masks": ("mask.png",), "features": ("tokens.npy",),
+               "gaussians": ("gaussians.bin",), "operators": ("08.operator.safetensors",)}  # fmt: skip
+    for name, wanted in members.items():
         tars = sorted(str(p) for p in Path(dataset, name).glob("*.tar"))
         samples = list(webdataset.WebDataset(tars, shardshuffle=False))
-        assert [s["__key__"] for s in samples] == keys
-        assert all(member in s for s in samples)
-    assert columns["frames"].made_by["config"]["source"] == "synthetic-rooms"
-    assert columns["gaussians"].made_by["from"] == {"frames": columns["frames"].content_hash}
+        assert [s["__key__"] for s in samples] == (windows if name in ("gaussians", "operators") else frames)
+        assert all(member in s for s in samples for member in wanted)
+    assert Column(dataset, "frames").provenance().settings["source"] == "synthetic-rooms"
+    assert Column(dataset, "gaussians").provenance().inputs == {
+        "frames": table.frames.provenance, "windows": table.windows.provenance,
+    }  # fmt: skip
 
 
 def test_a_row_holds_what_the_scene_shows(rooms: str, dataset: str) -> None:
-    frames, gaussians = (open_columns(dataset, ["frames", "gaussians"])[n] for n in ("frames", "gaussians"))
-    members = read_row(frames, 1)
-    window = decode_window(members["window.json"])
-    assert len(window.names) == 9
+    row = Table.open(dataset, ALL).row(1)
+    window, frames = row.window(), row.frames(labels=True, depth=True)
+    assert len(frames) == len(window.targets) == 9
+    assert window.context == (window.targets[0], window.targets[-1])
     reader = SceneReader(rooms, window.scene, 126, 84)
     entries = {entry.name: entry for entry in reader.index.frames}
-    for place, name in enumerate(window.names):
-        stored, seen = decode_frame(window, place, members), reader.frame(entries[name], with_depth=True)
+    for stored in frames:
+        seen = reader.frame(entries[stored.name], with_depth=True)
         np.testing.assert_array_equal(stored.labels, seen.labels)
         np.testing.assert_array_equal(stored.valid, seen.valid)
         np.testing.assert_array_equal(stored.camera.c2w, seen.camera.c2w)
         assert np.abs(stored.image.astype(int) - seen.image).mean() < 3
-        assert (stored.depth is not None) == (place in window.context)
-        if stored.depth is not None:
-            np.testing.assert_allclose(stored.depth, seen.depth, atol=5.1e-4)
-    cloud = decode_gaussians(read_row(gaussians, 1), [window.cameras[place] for place in window.context])
-    assert len(cloud) == 2 * 84 * 126
+        np.testing.assert_allclose(stored.depth, seen.depth, atol=5.1e-4)
+    assert len(row.gaussians()) == 2 * 84 * 126
+    assert row.tokens().shape == (2, 6, 9, 384)
 
 
-def test_reprojection_is_below_half_a_pixel(rooms: str, dataset: str) -> None:
+def test_a_new_release_goes_on_with_a_half_built_dataset(rooms: str, dataset: str, tmp_path: Path) -> None:
+    """Code version and time are kept, and bind nothing."""
+    shutil.copytree(dataset, tmp_path / "d")
+    for name in ("frames", "masks", "features", "windows"):
+        note = tmp_path / "d" / name / "column.json"
+        value = codec.unseal(note.read_bytes())
+        value["recorded"] |= {"code_version": "0.0.1", "time": "2020-01-01T00:00:00+00:00"}
+        note.write_bytes(codec.seal(value))
+    (tmp_path / "d" / "masks" / "masks-000004.tar").unlink()
+    result = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={tmp_path}/d", *BUILD)
+    assert "masks: building 1 of 6" in result.stdout
+    assert hashes(str(tmp_path / "d")) == hashes(dataset)
+    assert Column(f"{tmp_path}/d", "masks").provenance().recorded["code_version"] == "0.0.1"
+
+
+def test_reprojection_is_below_half_a_pixel(dataset: str) -> None:
     """Mesh points seen by one stored camera land, through another stored camera, where that one's own depth puts them."""
-    columns = open_columns(dataset, ["frames", "gaussians"])
-    for row in range(0, len(columns["frames"]), 3):
-        members = read_row(columns["frames"], row)
-        window = decode_window(members["window.json"])
-        first, last = (decode_frame(window, place, members) for place in window.context)
-        cloud = decode_gaussians(read_row(columns["gaussians"], row), [first.camera, last.camera])
+    table = Table.open(dataset, ALL)
+    for row in map(table.row, range(0, len(table), 3)):
+        first, last = row.context(depth=True)
+        cloud = row.gaussians()
         points = cloud.means[: 84 * 126][cloud.opacities[: 84 * 126] > 0]
         own, _ = first.camera.project(points)
         grid = np.stack(np.meshgrid(np.arange(126) + 0.5, np.arange(84) + 0.5), -1).reshape(-1, 2)[cloud.opacities[: 84 * 126] > 0]
@@ -119,7 +134,7 @@ def broken_rooms(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[st
 
 def test_bad_input_is_skipped_or_set_aside_by_name(broken_rooms: tuple[str, dict[str, dict]], tmp_path: Path) -> None:
     root, planted = broken_rooms
-    result = command("pipeline/build_shards.py", f"root={root}", f"dataset={tmp_path}", *BUILD, "features=false", "min_kept_share=0.5")
+    result = command("pipeline/build_shards.py", f"root={root}", f"dataset={tmp_path}", *BUILD, "features=none", "min_kept_share=0.5")
     sound, bad, empty = planted
     reports = {scene: codec.decode_json((tmp_path / "scenes" / f"{scene}.json").read_bytes()) for scene in [*planted, "ffffffffff"]}
     assert reports[sound]["skipped"] == []
@@ -133,13 +148,13 @@ def test_bad_input_is_skipped_or_set_aside_by_name(broken_rooms: tuple[str, dict
     assert reports["ffffffffff"]["quarantined"]["reason"] == "scene_missing"
     for scene in (empty, "ffffffffff"):
         assert f"quarantined: {scene}" in result.stdout
-    manifest = Manifest(str(tmp_path), "frames")
-    assert {key.split("-")[0] for key in manifest.keys} <= {sound, bad}
-    assert any(key.startswith(sound) for key in manifest.keys)
+    assert Index.open(str(tmp_path), "frames").scenes() == {sound, bad}
+    kept = [key for key in Index.open(str(tmp_path), "frames").all_keys() if key.startswith(bad)]
+    assert kept == [f"{bad}-{name.split('.')[0]}" for name in reports[bad]["kept"]]
 
 
 def test_too_few_sound_frames_end_the_run(broken_rooms: tuple[str, dict[str, dict]], tmp_path: Path) -> None:
-    arguments = (f"root={broken_rooms[0]}", f"dataset={tmp_path}", *BUILD, "features=false", "min_kept_share=0.99")
+    arguments = (f"root={broken_rooms[0]}", f"dataset={tmp_path}", *BUILD, "features=none", "min_kept_share=0.99")
     result = command("pipeline/build_shards.py", *arguments, check=False)
     assert result.returncode == 1
     assert "of the listed frames are sound, min_kept_share is 99%" in result.stderr.splitlines()[-1]
@@ -151,4 +166,4 @@ def test_a_wrong_root_and_another_configuration_are_refused(rooms: str, dataset:
     assert "nvs_sem_train.txt: no such split" in wrong.stderr
     other = command("pipeline/build_shards.py", f"root={rooms}", f"dataset={dataset}", *BUILD, "width=224", check=False)
     assert (other.returncode, len(other.stderr.splitlines())) == (1, 1)
-    assert "config.width: there 126, here 224" in other.stderr
+    assert "settings.width: there 126, here 224" in other.stderr

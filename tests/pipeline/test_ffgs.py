@@ -19,14 +19,16 @@ pytest.importorskip("ffgs", reason="the extra `ffgs` is not installed")
 
 from configs import ConfigError, load
 from configs.schema import CacheGaussiansConfig
-from pipeline.makers import GaussiansMaker, OperatorsMaker, context_pairs
+from pipeline.columns.gaussians import GaussiansMaker
+from pipeline.columns.operators import OperatorsMaker
+from pipeline.plan.windows import PlannedWindow
 from pipeline.reconstruct.ffgs import FfgsReconstructor
-from pipeline.reconstruct.reconstructor import BadPair, make_reconstructor
-from storage.column import Column
+from pipeline.reconstruct.reconstructor import BadContext, make_reconstructor
 from storage.domain import Camera, Frame
-from storage.gaussians import decode_gaussians, encode_gaussians
-from storage.operator import decode_operator
-from storage.rows import encode_window
+from storage.records.gaussians import decode_gaussians, encode_gaussians
+from storage.records.operators import decode_operator, operator_source
+from storage.table import Table
+from tests.datasets import Scene, write_dataset
 from training.splat import apply_operators, collate_operators, render_token_targets
 from training.splat.window import window_lift
 
@@ -54,7 +56,7 @@ class Plane(torch.nn.Module, PyTorchModelHubMixin):
         rays = torch.einsum("bvij,hwj->bvhwi", K.inverse(), pixels)
         depth = self.nearest + images.mean(dim=2)
         means = torch.einsum("bvij,bvhwj->bvhwi", c2w[..., :3, :3], rays * depth[..., None]) + c2w[:, :, None, None, :3, 3]
-        n = 2 * height * width
+        n = images.shape[1] * height * width
         quats = torch.tensor([1.0, 0, 0, 0]).expand(1, n, 4)
         colours = images.permute(0, 1, 3, 4, 2).reshape(1, n, 3)
         scales = (depth / K[0, 0, 0, 0]).reshape(1, n, 1).expand(1, n, 3)
@@ -104,11 +106,11 @@ def saved(tmp_path: Path) -> Callable[..., str]:
     return save
 
 
-def pair(height: int = HEIGHT, width: int = WIDTH) -> list[Frame]:
+def pair(height: int = HEIGHT, width: int = WIDTH, count: int = 2) -> list[Frame]:
     random = np.random.default_rng(3)
     K = np.array([[30.0, 0, width / 2 + 1], [0, 28, height / 2], [0, 0, 1]])
     views = []
-    for place in range(2):
+    for place in range(count):
         angle = 0.3 * place
         c2w = np.eye(4)
         c2w[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
@@ -150,6 +152,15 @@ def test_a_pixel_aligned_model_stands_behind_the_seam(saved: Callable[..., str])
     assert (note["model"], note["ffgs_version"], len(note["weights_sha256"])) == ("stub-plane", ffgs.__version__, 64)
 
 
+def test_a_context_may_have_three_views(saved: Callable[..., str]) -> None:
+    views = pair(count=3)
+    made = FfgsReconstructor("stub-plane", saved(), pixel_aligned=True, device="cpu").reconstruct(views)
+    assert len(made) == 3 * WIDTH * HEIGHT
+    np.testing.assert_allclose(made.means, expected_means(views), atol=1e-4)
+    with pytest.raises(BadContext, match=r"frames 0\.jpg, 0\.jpg, 0\.jpg: the cameras stand 0 m apart"):
+        FfgsReconstructor("stub-plane", saved(), pixel_aligned=True, device="cpu").reconstruct([views[0]] * 3)
+
+
 CONFIG = {"_target_": "pipeline.reconstruct.ffgs.FfgsReconstructor", "model": "stub-plane", "pixel_aligned": False}
 
 
@@ -158,19 +169,20 @@ def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], sav
     """The whole way of a row: stored free, lifted by transposed weights, and what is then read is what the model said."""
     config = {**CONFIG, "weights": saved(**settings)}
     make_reconstructor(config).check_size(HEIGHT, WIDTH)
-    frames, operators = (Column(str(tmp_path), name) for name in ("frames", "operators"))
-    frames.declare({"column": "frames"})
-    frames.commit(0, [("row", encode_window("scene", pair()))])
-    ((_, views),) = context_pairs(frames, 0)  # through a JPEG
-    operators.declare({"column": "operators", "from": {}, "reconstructor": make_reconstructor(config).describe()})
-    ((_, members),) = GaussiansMaker(str(tmp_path), config).rows(0)
+    url = str(tmp_path / "dataset")
+    write_dataset(url, [Scene("scene", pair(), [PlannedWindow((0, 1), (0, 1))])])
+    row = Table.open(url, ["windows", "masks"]).row(0)
+    views = row.context(labels=True)  # through a JPEG
+    ((_, members),) = GaussiansMaker(url, "windows", config, "gaussians").rows(0)
     got = decode_gaussians(members, [view.camera for view in views])
     made = make_reconstructor(config).reconstruct(views)
     assert not got.pixel_aligned
     assert len(got) == settings.get("count", 2 * WIDTH * HEIGHT)
     np.testing.assert_allclose(got.means, made.means, atol=1e-3)
-    ((_, rows),) = OperatorsMaker(str(tmp_path), "operators", None, config, "all", "f16").rows(0)
-    operator = decode_operator({"operator.safetensors": rows["01.operator.safetensors"]})
+    maker = OperatorsMaker(url, "windows", "masks", None, config, "operators", "made", "all", "f16")
+    ((key, rows),) = maker.make(0)["operators"].rows
+    source = operator_source("made", key, "scene-1")
+    operator = decode_operator({"operator.safetensors": rows["01.operator.safetensors"]}, source)
     assert operator.options["lift"] == "transposed_weights"
     tokens = torch.randn(2 * 1 * 2, 5, generator=torch.Generator().manual_seed(0))
     applied = apply_operators(collate_operators([operator]), tokens[None])[0]
@@ -206,7 +218,7 @@ def test_what_only_claims_to_be_pixel_aligned_is_refused_at_configuration_time(s
     strays = FfgsReconstructor("stub-plane", saved(stray=2.0), pixel_aligned=True)
     with pytest.raises(ConfigError, match=r"lies off its pixel's ray"):
         strays.check_size(HEIGHT, WIDTH)
-    with pytest.raises(BadPair, match=r"frames 0\.jpg, 1\.jpg: Gaussian \d+ lies off its pixel's ray"):
+    with pytest.raises(BadContext, match=r"frames 0\.jpg, 1\.jpg: Gaussian \d+ lies off its pixel's ray"):
         strays.reconstruct(pair())
 
 
@@ -229,14 +241,14 @@ def test_other_sizes_and_models_are_refused_by_name(saved: Callable[..., str]) -
 def test_bad_pairs_are_refused_by_name(saved: Callable[..., str]) -> None:
     reconstructor = FfgsReconstructor("stub-plane", saved(), pixel_aligned=False, device="cpu")
     first, second = pair()
-    with pytest.raises(BadPair, match="the cameras stand 0 m apart"):
+    with pytest.raises(BadContext, match="the cameras stand 0 m apart"):
         reconstructor.reconstruct([first, first])
     white = [replace(view, image=np.full_like(view.image, 255)) for view in (first, second)]
-    with pytest.raises(BadPair, match=r"frames 0\.jpg, 1\.jpg: too bright for this model"):
+    with pytest.raises(BadContext, match=r"frames 0\.jpg, 1\.jpg: too bright for this model"):
         reconstructor.reconstruct(white)
     dark = [replace(view, image=view.image // 20) for view in (first, second)]
     with pytest.raises(
-        BadPair, match=r"frames 0\.jpg, 1\.jpg: the model's own cameras are 2\.5 degrees and 4% .* off the given ones; at most 2"
+        BadContext, match=r"frames 0\.jpg, 1\.jpg: the model's own cameras are 2\.5 degrees and 4% .* off the given ones; at most 2"
     ):
         reconstructor.reconstruct(dark)
 

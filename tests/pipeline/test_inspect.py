@@ -18,15 +18,16 @@ from configs import ConfigError
 from configs.schema import InspectGaussiansConfig
 from pipeline import inspect_gaussians
 from pipeline.inspect_gaussians import encode_ply, run, see
-from pipeline.inspect_rows import context_colours, middle, read_gaussians, read_window
+from pipeline.inspect_rows import contact_sheet, context_colours, middle, read_views, rendered_sheet
+from pipeline.plan.windows import PlannedWindow
 from pipeline.reconstruct.depth import DepthReconstructor
 from pipeline.rooms import room_specs, write_room
 from pipeline.scannetpp import SceneReader
-from storage.column import Column, open_columns
 from storage.domain import Frame, Gaussians
-from storage.gaussians import decode_gaussians, encode_gaussians
-from storage.rows import encode_window
+from storage.records.gaussians import decode_gaussians, encode_gaussians
+from storage.table import Table
 from tests.conftest import command
+from tests.datasets import Scene, write_dataset
 from training.splat import apply_operators, collate_operators
 from training.splat.window import WindowSplat
 
@@ -34,37 +35,35 @@ WIDTH, HEIGHT = 448, 336
 
 
 @pytest.fixture(scope="module")
-def one_row(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A dataset of one row, a room at 336 x 448 with the depth reconstructor's Gaussians: its URL and the row's key."""
-    root, url = (str(tmp_path_factory.mktemp(name)) for name in ("room", "row"))
+def room(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Frame]]:
+    """A room's name and its nine frames, at 336 x 448."""
+    root = str(tmp_path_factory.mktemp("room"))
     spec = room_specs(1, seed=5, frames=9, scale=0.3)[0]
     write_room(root, spec)
     reader = SceneReader(root, spec.scene_id, WIDTH, HEIGHT)
-    entries = reader.index.frames
-    frames = [reader.frame(entry, with_depth=entry in (entries[0], entries[-1])) for entry in entries]
-    pair = [frames[0], frames[-1]]
-    key = f"{spec.scene_id}-{frames[0].name.split('.')[0]}"
-    cloud = DepthReconstructor(0.4).reconstruct(pair)
-    for name, members in (
-        ("frames", encode_window(spec.scene_id, frames)),
-        ("gaussians", encode_gaussians(cloud, [f.camera for f in pair])),
-    ):
-        column = Column(url, name)
-        column.declare({"column": name})
-        column.commit(0, [(key, members)])
-        column.write_manifest(1)
-    return url, key
+    return spec.scene_id, [reader.frame(entry, with_depth=True) for entry in reader.index.frames]
 
 
-def read_row(one_row: tuple[str, str]) -> tuple[list[Frame], Gaussians]:
-    columns = open_columns(one_row[0], ["frames", "gaussians"])
-    window = read_window(columns["frames"], 0)
-    return window, read_gaussians(columns["gaussians"], 0, window)
+@pytest.fixture(scope="module")
+def one_row(room: tuple[str, list[Frame]], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A dataset of one row, the room's ends as context, with the depth reconstructor's Gaussians: its URL and the row's key."""
+    scene, frames = room
+    url = str(tmp_path_factory.mktemp("row"))
+    window = PlannedWindow((0, 8), tuple(range(9)))
+    table = write_dataset(url, [Scene(scene, frames, [window])], DepthReconstructor(0.4).reconstruct)
+    assert table.row(0).key == f"{scene}-{frames[0].name.split('.')[0]}"
+    return url, table.row(0).key
+
+
+def read_row(one_row: tuple[str, str]) -> tuple[list[Frame], list[Frame], Gaussians]:
+    """The window's frames, those of its context, and its Gaussians."""
+    row = Table.open(one_row[0], ["windows", "masks", "gaussians"]).row(0)
+    return row.frames(labels=True, depth=True), row.context(labels=True, depth=True), row.gaussians()
 
 
 def test_a_held_out_view_of_depth_gaussians_is_true(one_row: tuple[str, str]) -> None:
-    window, cloud = read_row(one_row)
-    view = see(cloud, context_colours(cloud, (window[0], window[-1])), middle(window))
+    window, context, cloud = read_row(one_row)
+    view = see(cloud, context_colours(cloud, context), middle(window))
     solid = view.alpha > 0.95
     print(f"held-out view at {HEIGHT} x {WIDTH}: {view.psnr:.2f} dB over {solid.mean():.1%} of it")
     assert solid.mean() > 0.5
@@ -73,16 +72,16 @@ def test_a_held_out_view_of_depth_gaussians_is_true(one_row: tuple[str, str]) ->
 
 def test_what_the_record_rounds_off_hardly_shows(one_row: tuple[str, str]) -> None:
     """On the supervision and on a rendered view; tests/bench/bench_gaussians.py has the figures of other reconstructors."""
-    window, _ = read_row(one_row)
-    pair, cameras = [window[0], window[-1]], [window[0].camera, window[-1].camera]
-    made = DepthReconstructor(0.4).reconstruct(pair)
+    window, context, _ = read_row(one_row)
+    cameras = [view.camera for view in context]
+    made = DepthReconstructor(0.4).reconstruct(context)
     stored = decode_gaussians(encode_gaussians(made, cameras), cameras)
     tokens = torch.randn(1, 2 * 24 * 32, 64, generator=torch.Generator().manual_seed(0))
     targets, views = [], []
     for cloud in (made, stored):
-        operator = WindowSplat(cloud, pair).operator(middle(window))
+        operator = WindowSplat(cloud, context).operator(middle(window))
         targets.append(apply_operators(collate_operators([operator]), tokens)[0])
-        views.append(see(cloud, context_colours(cloud, pair), middle(window)).rendered)
+        views.append(see(cloud, context_colours(cloud, context), middle(window)).rendered)
     # Where both views' Gaussians lie on the same surface, rounding can put the other in front; random tokens make the most of that.
     off = (targets[1] - targets[0]).norm(dim=-1)
     assert off.median() < 1e-3 * targets[0].norm(dim=-1).median()
@@ -91,35 +90,59 @@ def test_what_the_record_rounds_off_hardly_shows(one_row: tuple[str, str]) -> No
 
 
 def test_gaussians_of_no_pixel_take_the_colours_that_they_show_in(one_row: tuple[str, str]) -> None:
-    window, cloud = read_row(one_row)
+    window, context, cloud = read_row(one_row)
     half = cloud.take(np.random.default_rng(0).permutation(len(cloud))[::2])
     free = replace(half, scales=1.4 * half.scales)
-    view = see(free, context_colours(free, (window[0], window[-1])), middle(window))
+    view = see(free, context_colours(free, context), middle(window))
     print(f"held-out view of half the Gaussians, lifted by transposed weights: {view.psnr:.2f} dB")
     assert np.mean(view.alpha > 0.95) > 0.5
     assert view.psnr > 25
 
 
 def test_splatted_depth_is_the_meshs(one_row: tuple[str, str]) -> None:
-    window, cloud = read_row(one_row)
-    view = see(cloud, context_colours(cloud, (window[0], window[-1])), window[0])
-    assert window[0].depth is not None
-    compared = (view.alpha > 0.95) & (window[0].depth > 0)
-    off = np.abs(view.depth[compared] / window[0].depth[compared] - 1)
+    _, context, cloud = read_row(one_row)
+    view = see(cloud, context_colours(cloud, context), context[0])
+    assert context[0].depth is not None
+    compared = (view.alpha > 0.95) & (context[0].depth > 0)
+    off = np.abs(view.depth[compared] / context[0].depth[compared] - 1)
     assert compared.mean() > 0.9
     assert np.median(off) < 0.01  # on a slope the nearer Gaussians come first
     assert np.quantile(off, 0.9) < 0.05
     assert (view.depth[view.alpha == 0] == 0).all()
 
 
+def test_a_context_of_three_views_within_its_window_is_shown(room: tuple[str, list[Frame]], tmp_path: Path) -> None:
+    """Nothing takes the context for a pair, or for the window's ends."""
+    scene, frames = room
+    windows = [PlannedWindow((1, 3, 6), (0, 4, 8))]
+    table = write_dataset(str(tmp_path / "rows"), [Scene(scene, frames, windows)], DepthReconstructor(0.4).reconstruct)
+    row = table.row(0)
+    views = read_views(row)
+    assert [frame.name for frame in views.context] == [frames[place].name for place in (1, 3, 6)]
+    assert views.target.name == frames[4].name
+    assert [frame.name for frame in row.frames()] == [frames[place].name for place in (0, 1, 3, 4, 6, 8)]
+    assert len(views.cloud) == 3 * HEIGHT * WIDTH
+    sheet = contact_sheet([views])
+    assert [axis.get_title() for axis in sheet.axes[::2]] == ["context 0", "context 1", "context 2", "target (middle)"]
+    (ratio,) = rendered_sheet([views])[1]
+    assert ratio > 25
+    shown: list[str] = []
+    output = tmp_path / "pictures"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect_gaussians, "views_sheet", lambda title, views: shown.extend(views) or sheet)
+        run(asked((str(tmp_path / "rows"), row.key), output))
+    assert shown == ["context 0", "context 1", "context 2", "target"]
+    assert len(PlyData.read(str(output / f"{row.key}.ply"))["vertex"]) == (views.cloud.opacities > 0).sum()
+
+
 def test_the_command_writes_the_picture_and_the_ply(one_row: tuple[str, str], tmp_path: Path) -> None:
     url, key = one_row
     printed = command("pipeline/inspect_gaussians.py", f"dataset={url}", f"key={key}", f"output={tmp_path}").stdout
-    assert [line.split(",")[0] for line in printed.splitlines()[:3]] == ["context 0", "target", "context 1"]
+    assert [line.split(",")[0] for line in printed.splitlines()[:3]] == ["context 0", "context 1", "target"]
     assert printed.count(" dB where alpha > 0.95") == 3
     picture = np.asarray(Image.open(tmp_path / f"{key}.png").convert("RGB"))
     assert picture.std() > 20
-    _, cloud = read_row(one_row)
+    *_, cloud = read_row(one_row)
     vertices = PlyData.read(str(tmp_path / f"{key}.ply"))["vertex"]
     assert len(vertices) == (cloud.opacities > 0).sum()
     assert f"with {len(vertices)} Gaussians" in printed
@@ -159,14 +182,13 @@ def test_the_ply_read_back_holds_the_gaussians() -> None:
 
 
 def asked(one_row: tuple[str, str], output: Path, **changes: Any) -> InspectGaussiansConfig:
-    return InspectGaussiansConfig(
-        **{"dataset": one_row[0], "gaussians": "gaussians", "key": one_row[1], "output": str(output), "view": False, **changes}
-    )
+    given = {"dataset": one_row[0], "windows": "windows", "masks": "masks", "gaussians": "gaussians", "key": one_row[1]}
+    return InspectGaussiansConfig(**{**given, "output": str(output), "view": False, **changes})
 
 
 def test_an_unknown_key_is_refused_by_name(one_row: tuple[str, str], tmp_path: Path) -> None:
     wrong = one_row[1][:-1] + "x"
-    with pytest.raises(ConfigError, match=rf"^key={wrong}: not among the 1 rows of .*; there are {one_row[1]} \.\.\.$"):
+    with pytest.raises(ConfigError, match=rf"^key={wrong}: not among the 1 windows of .*; there are {one_row[1]} \.\.\.$"):
         run(asked(one_row, tmp_path, key=wrong))
     assert not list(tmp_path.iterdir())
 
@@ -190,8 +212,9 @@ def test_the_viewer_is_opened_with_what_was_rendered(one_row: tuple[str, str], t
     monkeypatch.setattr(inspect_gaussians, "_viser", lambda: "viser")
     monkeypatch.setattr(inspect_gaussians, "show", lambda *arguments: shown.append(arguments))
     run(asked(one_row, tmp_path, view=True))
-    window, cloud = read_row(one_row)
-    ((_, given, colours, frames),) = shown
+    window, context, cloud = read_row(one_row)
+    ((_, given, colours, frames, with_images),) = shown
     assert np.array_equal(given.means, cloud.means)
-    assert np.array_equal(colours, context_colours(cloud, (window[0], window[-1])))
+    assert np.array_equal(colours, context_colours(cloud, context))
     assert [frame.name for frame in frames] == [frame.name for frame in window]
+    assert with_images == [window[0].name, window[-1].name]

@@ -24,7 +24,7 @@ from pipeline.reconstruct.mvsplat.encoder import EncodedGaussians, MVSplatEncode
 from pipeline.reconstruct.mvsplat.gaussian_adapter import adapt, rotation_matrices, rotation_quat, sh_rotation, sh_transform
 from pipeline.reconstruct.mvsplat.plane_sweep import correlate, disparity_candidates, relative_poses
 from pipeline.reconstruct.mvsplat.transformer import Windows, attend, position_encoding
-from pipeline.reconstruct.reconstructor import BadPair, make_reconstructor
+from pipeline.reconstruct.reconstructor import BadContext, make_reconstructor
 from storage import location
 from storage.domain import Camera, Frame, Gaussians
 from tests.pipeline.mvsplat_plain import plain, plain_attend, plain_attention, plain_correlate
@@ -446,7 +446,7 @@ def test_a_batch_gives_each_pair_what_it_gets_alone(reconstructor: MVSplatRecons
     """The limits are those of the goldens; a pair that is refused does not hold up the others."""
     pairs = [pair, [pair[0], pair[0]], pair[::-1]]
     first, refused, second = reconstructor.reconstruct_batch(pairs)
-    assert isinstance(refused, BadPair)
+    assert isinstance(refused, BadContext)
     assert "0 m apart" in str(refused)
     for views, made in ((pairs[0], first), (pairs[2], second)):
         assert isinstance(made, Gaussians)
@@ -494,7 +494,7 @@ def put(array: np.ndarray, row: int, column: int, value: float) -> np.ndarray:
 def test_bad_pairs_are_refused_by_name(
     spoil: Callable[[Frame, Frame], list[Frame]], message: str, reconstructor: MVSplatReconstructor, pair: list[Frame]
 ) -> None:
-    with pytest.raises(BadPair, match=message):
+    with pytest.raises(BadContext, match=message):
         reconstructor.reconstruct(spoil(*pair))
 
 

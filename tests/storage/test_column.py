@@ -1,7 +1,11 @@
 """Columns: equal rows give equal bytes, a shard exists when its record does, and plain WebDataset reads the tars."""
 
 import io
+import json
+import multiprocessing
+import os
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,39 +14,70 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import location, shard
-from storage.column import Column, ColumnMismatch, Manifest, open_columns, read_members
+from storage.column import Column, ColumnMismatch, ShardPlan, source_digest
+from storage.index import Damaged, Index
 from storage.location import NotFound, StorageError, join
+from storage.provenance import Provenance
+from storage.reader import MemberReader
+from storage.table import Table
+from tests.storage.race import declare_at_once
 
 KEYS = st.text("abcdefXYZ0189-_", min_size=1, max_size=20)
 ROWS = st.dictionaries(
     KEYS, st.dictionaries(st.sampled_from(["a.json", "00.jpg", "x.npy"]), st.binary(max_size=2000), min_size=1), max_size=6
 )
+MADE = Provenance({}, {"kind": "frames", "size": {"width": 448, "height": 336}}, 2, {"code_version": "1"})
 
 
 def rows(shard_number: int, count: int = 3) -> list[shard.Row]:
     return [(f"s{shard_number}-{i}", {"a.bin": bytes([i]) * (500 * i + 1), "b.json": b"{}"}) for i in range(count)]
 
 
-def build(root: str, name: str, shards: int) -> Column:
-    column = Column(root, name)
-    column.declare({"made": "here"})
-    for number in column.missing_shards(shards):
-        column.commit(number, rows(number))
-    column.write_manifest(shards)
+def plan(shards: int, of: str = "raw") -> list[ShardPlan]:
+    return [ShardPlan(number, source_digest(of, number)) for number in range(shards)]
+
+
+def build(root: str, name: str, shards: int, made: Provenance = MADE, of: dict[str, str] | None = None, source: str = "raw") -> Column:
+    column, planned = Column(root, name), {p.number: p for p in plan(shards, source)}
+    column.declare(made)
+    for number, stale in column.missing(planned.values()).items():
+        column.commit(planned[number], rows(number), made.fingerprint, stale)
+    column.write_index(list(planned.values()), of or {})
     return column
+
+
+def read(members: list) -> list[bytes]:
+    return MemberReader().read(members)
 
 
 @given(ROWS)
 @settings(max_examples=60, deadline=None)
 def test_every_member_lies_where_the_index_says(content: dict[str, dict[str, bytes]]) -> None:
-    tar_bytes, members = shard.pack(content.items())
+    tar_bytes, samples = shard.pack(content.items())
     assert tar_bytes == shard.pack(content.items())[0]
-    assert [(m.key, m.name) for m in members] == [(k, n) for k, files in content.items() for n in sorted(files)]
-    for member in members:
-        assert tar_bytes[member.offset : member.offset + member.size] == content[member.key][member.name]
+    assert [(s.key, *s.names) for s in samples] == [(k, *sorted(files)) for k, files in content.items()]
+    for sample in samples:
+        for place, (name, size) in enumerate(zip(sample.names, sample.sizes, strict=True)):
+            offset = shard.data_offset(sample.offset, sample.sizes, place)
+            assert tar_bytes[offset : offset + size] == content[sample.key][name]
     assert dict(shard.unpack(tar_bytes)) == content
     with tarfile.open(fileobj=io.BytesIO(tar_bytes)) as tar:
         assert {(i.mtime, i.uid, i.gid, i.mode) for i in tar} <= {(0, 0, 0, 0o644)}
+
+
+@given(st.lists(ROWS, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_an_index_finds_every_member_of_rows_of_any_layout(tmp_path_factory: pytest.TempPathFactory, shards: list[dict]) -> None:
+    """Through commit records, index and reader; keys are made unlike across shards."""
+    column = Column(str(tmp_path_factory.mktemp("column")), "frames")
+    column.declare(MADE)
+    content = {f"{n}-{key}": files for n, part in enumerate(shards) for key, files in part.items()}
+    for planned in plan(len(shards)):
+        column.commit(planned, [(f"{planned.number}-{k}", f) for k, f in shards[planned.number].items()], MADE.fingerprint)
+    index = column.write_index(plan(len(shards)), {})
+    assert index.all_keys() == list(content)
+    found = {key: {name: index.locate(row, name) for name in index.members(row)} for row, key in enumerate(index.all_keys())}
+    assert {key: dict(zip(members, read(list(members.values())), strict=True)) for key, members in found.items()} == content
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b"])
@@ -56,84 +91,199 @@ def test_a_key_twice_is_refused() -> None:
         shard.pack([("k", {"a": b""}), ("k", {"a": b""})])
 
 
-def test_manifest_finds_every_member(place: str) -> None:
+def test_an_index_finds_every_member(place: str) -> None:
     build(place, "frames", 3)
-    manifest = Manifest(place, "frames")
-    assert manifest.keys == [key for n in range(3) for key, _ in rows(n)]
-    assert manifest.shard_of_rows().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert manifest.members(4) == ["a.bin", "b.json"]
-    assert read_members([manifest.locate(4, "a.bin"), manifest.locate(0, "b.json")]) == [bytes([1]) * 501, b"{}"]
+    index = Index.open(place, "frames")
+    assert index.all_keys() == [key for n in range(3) for key, _ in rows(n)]
+    assert index.shard_of_rows().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert index.members(4) == ["a.bin", "b.json"]
+    assert read([index.locate(4, "a.bin"), index.locate(0, "b.json")]) == [bytes([1]) * 501, b"{}"]
     with pytest.raises(KeyError, match=r"'s1-1': no member 'c'; it has a.bin, b.json"):
-        manifest.locate(4, "c")
+        index.locate(4, "c")
 
 
 def test_only_what_is_missing_is_missing(place: str) -> None:
     column = build(place, "frames", 4)
-    assert column.missing_shards(4) == []
+    assert column.missing(plan(4)) == {}
     before = {name: location.read_bytes(join(column.url, name)) for name in location.list_sizes(column.url)}
+    records = [c.record_name for c in column.listing()]
     location.remove(column.tar_url(1))
-    location.remove(join(column.url, "frames-000002.parquet"))
+    location.remove(join(column.url, records[2]))
     location.write_bytes(column.tar_url(3), before["frames-000003.tar"][:-512])
-    assert column.missing_shards(4) == [1, 2, 3]
+    assert column.missing(plan(4)) == {1: [records[1]], 2: [], 3: [records[3]]}
     build(place, "frames", 4)
     assert {name: location.read_bytes(join(column.url, name)) for name in location.list_sizes(column.url)} == before
 
 
+def test_a_stale_source_is_missing_and_names_its_record(place: str) -> None:
+    column = build(place, "frames", 3)
+    before = column.listing()
+    changed = [*plan(3)[:1], ShardPlan(1, source_digest("changed")), *plan(3)[2:]]
+    assert column.missing(changed) == {1: [before[1].record_name]}
+    with pytest.raises(StorageError, match="1 shards are not committed, the first is 1; run the build again"):
+        column.write_index(changed, {})
+    column.commit(changed[1], rows(1), MADE.fingerprint, [before[1].record_name])
+    assert [c.source for c in column.listing()] == [p.source for p in changed]
+    assert column.missing(changed) == {}
+
+
+def test_a_shard_made_again_with_other_bytes_of_the_same_length_gets_a_new_index(place: str) -> None:
+    column = build(place, "frames", 2)
+    other = [(key, {**files, "b.json": b"[]"}) for key, files in rows(1)]
+    column.commit(plan(2)[1], other, MADE.fingerprint, [column.listing()[1].record_name])
+    column.write_index(plan(2), {})
+    index = Index.open(place, "frames")
+    assert read([index.locate(0, "b.json"), index.locate(3, "b.json")]) == [b"{}", b"[]"]
+
+
 def test_another_configuration_is_refused_by_name(place: str) -> None:
-    Column(place, "frames").declare({"config": {"width": 448, "gap": 8}})
-    Column(place, "frames").declare({"config": {"width": 448, "gap": 8}})
-    with pytest.raises(ColumnMismatch, match=r"config.width: there 448, here 336"):
-        Column(place, "frames").declare({"config": {"width": 336, "gap": 8}})
+    build(place, "frames", 1)
+    other = replace(MADE, settings={**MADE.settings, "size": {"width": 336, "height": 336}})
+    with pytest.raises(ColumnMismatch, match=r"size.width: there 448, here 336\); choose another dataset URL or column name, or delete"):
+        Column(place, "frames").declare(other)
+    location.remove(join(place, "frames", "column.json"))
+    with pytest.raises(ColumnMismatch, match=r"its rows were made by another configuration"):
+        Column(place, "frames").declare(other)
+    Column(place, "frames").declare(MADE)
+    assert Column(place, "frames").provenance() == MADE
 
 
-def test_columns_must_list_the_same_keys_in_the_same_order(tmp_path) -> None:
+def test_a_table_without_shards_keeps_its_note_too(tmp_path) -> None:
+    """A windows table holds rows, no shard."""
+    column = build(str(tmp_path), "windows", 1)
+    location.remove_many([join(column.url, column.listing()[0].record_name)])
+    for present in (True, False):
+        with pytest.raises(ColumnMismatch):
+            column.declare(replace(MADE, settings={"kind": "frames", "gap": 9}))
+        if present:
+            location.remove(column.note_url)
+
+
+def test_another_release_goes_on_and_an_empty_column_is_declared_anew(place: str) -> None:
+    other = replace(MADE, settings={"kind": "frames", "size": {"width": 1, "height": 1}})
+    column = build(place, "frames", 0, other)
+    build(place, "frames", 0)
+    assert (column.provenance(), Index.open(place, "frames").provenance) == (MADE, MADE.fingerprint)
+    build(place, "frames", 2)
+    build(place, "frames", 3, replace(MADE, recorded={"code_version": "2", "time": "later"}))
+    assert column.provenance().recorded == {"code_version": "1"}
+    assert len(column.committed()) == 3
+
+
+def test_of_two_that_declare_at_once_one_is_refused_before_it_writes(place: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=declare_at_once, args=(place, width, barrier, results)) for width in (448, 336)]
+    for process in processes:
+        process.start()
+    told = dict(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    (winner,) = [width for width, what in told.items() if what == "declared"]
+    assert Column(place, "frames").provenance().settings["width"] == winner
+    assert f"width: there {winner}, here {784 - winner}" in told[784 - winner]
+    assert location.list_sizes(join(place, "frames")).keys() == {"column.json"}
+
+
+def test_shards_of_another_configuration_get_into_no_index(tmp_path) -> None:
+    column = build(str(tmp_path), "frames", 1)
+    column.commit(plan(2)[1], rows(1), "0" * 64)
+    with pytest.raises(ColumnMismatch, match=r"shard 1 was made by another configuration \(000000000000\)"):
+        column.write_index(plan(2), {})
+
+
+@pytest.mark.parametrize("note", [{"format_version": 1, "config": {"width": 448}}, {"config": {}, "format_version": 1, "from": {}}])
+def test_a_dataset_of_an_older_release_is_refused(place: str, note: dict) -> None:
+    location.write_bytes(join(place, "frames", "column.json"), json.dumps(note, sort_keys=True, separators=(",", ":")).encode())
+    for attempt in (Column(place, "frames").check, Column(place, "frames").declare):
+        with pytest.raises(
+            StorageError, match=r"column.json: an older release made this dataset, .*; build it again at another URL$"
+        ) as caught:
+            attempt(MADE)
+        assert not isinstance(caught.value, Damaged)
+
+
+def test_a_damaged_note_of_a_format_version_1_is_no_older_release(tmp_path) -> None:
+    column = Column(str(tmp_path), "windows")
+    column.declare(replace(MADE, format_version=1))
+    data = location.read_bytes(column.note_url)
+    location.write_bytes(column.note_url, data.replace(b"448", b"449"))
+    with pytest.raises(Damaged, match="differs from its own checksum"):
+        column.provenance()
+
+
+def test_an_index_that_is_current_is_not_written_again(place: str) -> None:
+    column = build(place, "frames", 2)
+    before = location.list_objects(column.url)
+    if location.local_path(place):
+        for name in before:
+            os.utime(f"{column.url}/{name}", ns=(1, 1))
+        before = location.list_objects(column.url)
+    build(place, "frames", 2)
+    assert location.list_objects(column.url) == before
+    build(place, "frames", 2, of={"raw": "1" * 64})
+    after = location.list_objects(column.url)
+    assert len(after) == len(before) + 1
+    assert after["current.json"] != before["current.json"]
+
+
+def test_columns_are_joined_by_key(tmp_path) -> None:
     root = str(tmp_path)
-    build(root, "frames", 2)
-    build(root, "gaussians", 2)
-    assert open_columns(root, ["frames", "gaussians"])["gaussians"].keys == Manifest(root, "frames").keys
-    other = Column(root, "features")
-    other.declare({})
-    other.commit(0, rows(0))
-    other.commit(1, rows(1)[::-1])
-    other.write_manifest(2)
-    with pytest.raises(StorageError, match=r"'frames' .* and 'features' .* differ from row 3 on"):
-        open_columns(root, ["frames", "features"])
+    frames = Index.open(root, build(root, "frames", 2).name)
+    other = Column(root, "masks")
+    made = replace(MADE, settings={"kind": "masks"})
+    other.declare(made)
+    other.commit(plan(2)[0], rows(0), made.fingerprint)
+    other.commit(plan(2)[1], rows(1)[:0:-1], made.fingerprint)
+    other.write_index(plan(2), {"frames": frames.sha256})
+    table = Table.open(root, ["masks"])
+    assert [table.row_in("masks", row) for row in (0, 2, 4, 5)] == [0, 2, 4, 3]
+    assert table.by_kind["masks"].key(3) == "s1-2"
+    assert table.locate("masks", 5, "a.bin") == table.by_kind["masks"].locate(3, "a.bin")
+    with pytest.raises(StorageError, match=r"column 'masks' has no row 's1-0'; run its build again"):
+        table.row_in("masks", 3)
     with pytest.raises(NotFound, match=r"no finished column 'operators'"):
-        open_columns(root, ["frames", "operators"])
+        Table.open(root, ["operators"])
 
 
-def test_a_column_derived_from_something_else_is_refused(tmp_path) -> None:
+def test_a_column_made_for_another_state_is_refused(tmp_path) -> None:
     root = str(tmp_path)
-    build(root, "frames", 1)
-    for name, source in (("good", Manifest(root, "frames").content_hash), ("stale", "0" * 64)):
-        derived = Column(root, name)
-        derived.declare({"from": {"frames": source}})
-        derived.commit(0, rows(0))
-        derived.write_manifest(1)
-    open_columns(root, ["frames", "good"])
-    with pytest.raises(StorageError, match=r"column 'stale' was made from another 'frames' than is there now"):
-        open_columns(root, ["frames", "stale"])
+    frames = build(root, "frames", 1)
+    first = Index.open(root, "frames").sha256
+    for name in ("masks", "features"):
+        build(root, name, 1, replace(MADE, settings={"kind": name}), {"frames": first})
+    Table.open(root, ["masks", "features"])
+    build(root, "frames", 2)
+    build(root, "features", 1, replace(MADE, settings={"kind": "features"}), {"frames": Index.open(root, "frames").sha256})
+    Table.open(root, ["features"])
+    with pytest.raises(
+        StorageError, match=r"column 'masks' was made for another state of 'frames' than it has now; run the build of 'masks'"
+    ):
+        Table.open(root, ["masks"])
+    pins = {"frames": first, "masks": Index.open(root, "masks").sha256}
+    assert len(Table.open(root, ["masks"], pins).frames) == 3
+    assert frames.name == "frames"
 
 
 def test_a_row_in_two_shards_is_refused(tmp_path) -> None:
     column = Column(str(tmp_path), "frames")
-    column.declare({})
-    column.commit(0, rows(0))
-    column.commit(1, rows(0)[1:])
-    with pytest.raises(StorageError, match="row 's0-1' lies in two shards"):
-        column.write_manifest(2)
+    column.declare(MADE)
+    column.commit(plan(2)[0], rows(0), MADE.fingerprint)
+    column.commit(plan(2)[1], rows(0)[1:], MADE.fingerprint)
+    with pytest.raises(StorageError, match="row 's0-1' lies in the shards 0 and 1"):
+        column.write_index(plan(2), {})
 
 
 def test_a_flipped_byte_is_noticed(tmp_path) -> None:
     column = build(str(tmp_path), "frames", 1)
-    manifest = Manifest(str(tmp_path), "frames")
+    index = Index.open(str(tmp_path), "frames")
     data = bytearray(location.read_bytes(column.tar_url(0)))
-    data[manifest.locate(2, "a.bin")[1].offset + 3] ^= 1
+    data[index.locate(2, "a.bin").offset + 3] ^= 1
     location.write_bytes(column.tar_url(0), bytes(data))
-    assert read_members([manifest.locate(1, "a.bin")]) == [bytes([1]) * 501]
-    with pytest.raises(StorageError, match=r"s0-2\.a\.bin differs from its checksum"):
-        read_members([manifest.locate(2, "a.bin")])
-    with pytest.raises(StorageError, match="differs from its commit record"):
+    assert read([index.locate(1, "a.bin")]) == [bytes([1]) * 501]
+    with pytest.raises(Damaged, match=r"frames-000000\.tar: member s0-2\.a\.bin differs from its checksum"):
+        read([index.locate(2, "a.bin")])
+    with pytest.raises(Damaged, match="differs from its commit record"):
         column.read_shard(0)
 
 
@@ -143,7 +293,7 @@ def test_plain_webdataset_reads_the_tars(tmp_path) -> None:
     assert [(s["__key__"], s["a.bin"]) for s in samples] == [(key, members["a.bin"]) for n in range(2) for key, members in rows(n)]
 
 
-def test_a_column_without_rows_has_a_manifest(tmp_path) -> None:
+def test_a_column_without_rows_has_an_index(tmp_path) -> None:
     build(str(tmp_path), "frames", 0)
-    assert len(Manifest(str(tmp_path), "frames")) == 0
-    assert np.array_equal(Manifest(str(tmp_path), "frames").shard_of_rows(), [])
+    assert len(Index.open(str(tmp_path), "frames")) == 0
+    assert np.array_equal(Index.open(str(tmp_path), "frames").shard_of_rows(), [])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.domain import Camera, Gaussians
-from storage.gaussians import decode_gaussians, encode_gaussians, transparent_gaussians
+from storage.records.gaussians import decode_gaussians, encode_gaussians, transparent_gaussians
 
 WIDTH, HEIGHT = 40, 24
 

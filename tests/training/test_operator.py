@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import codec
-from storage.operator import MAX_TOKENS, SparseRows, TokenOperator, bilinear_taps, content_hash, decode_operator, encode_operator
+from storage.records.operators import MAX_TOKENS, SparseRows, TokenOperator, bilinear_taps, content_hash, decode_operator, encode_operator
 from tests.training.test_targets import scene as wavy_wall
 from training.splat import (
     SparseLift,

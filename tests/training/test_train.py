@@ -14,11 +14,13 @@ import pytest
 
 from configs import ConfigError, load
 from configs.schema import TrainConfig
-from pipeline.makers import OperatorsMaker, context_pairs
+from pipeline.columns.gaussians import gaussians_provenance, windows_plan
+from pipeline.columns.operators import OperatorsMaker, operators_provenance
 from pipeline.reconstruct.depth import DepthReconstructor
 from storage import location
 from storage.column import Column
-from storage.gaussians import encode_gaussians
+from storage.records.gaussians import encode_gaussians
+from storage.table import Table
 from tests.conftest import REPOSITORY
 from training import checkpoint
 from training.train import read_metrics, run
@@ -26,7 +28,7 @@ from training.train import read_metrics, run
 # A head small enough for two cores. Temperatures below 1 give a gradient that 40 steps can follow; the published ones need thousands.
 SMALL = ("backbone=demo", "batch=2", "steps=40", "head.hidden=64", "head.prototypes=256", "head.student_temperature=0.1",
          "head.teacher_temperature=0.05", "optimizer.lr=0.001", "loader.workers=0", "checkpoint_every=20", "picture_every=1000",
-         "teacher.every=1", "teacher.momentum=0.99", "device=cpu")  # fmt: skip
+         "teacher.every=1", "teacher.momentum=0.99", "device=cpu", "supervision.mode=on_the_fly")  # fmt: skip
 
 
 def config(dataset: str, output: Path | str, *more: str) -> TrainConfig:
@@ -106,23 +108,30 @@ def test_the_three_ways_to_supervise_give_the_same_losses(dataset: str, undistur
 @pytest.fixture(scope="module")
 def free_columns(dataset: str) -> tuple[str, str]:
     """The names of two columns of `dataset`: half of its Gaussians as if they belonged to no pixel, and the operators made from them."""
-    frames, gaussians, operators = (Column(dataset, name) for name in ("frames", "free", "free-operators"))
-    made_by = {name: value for name, value in Column(dataset, "gaussians").made_by().items() if name not in ("format_version", "column")}
-    made_by["reconstructor"] = {"name": "half of depth's"}
-    gaussians.declare({"column": "gaussians", **made_by})
-    operators.declare({"column": "operators", **made_by})
-    shards = len(list(Path(dataset, "frames").glob("*.tar")))
-    for number in range(shards):
+    table = Table.open(dataset, ["windows", "masks"])
+    frames, windows, note = table.frames, table.windows, Column(dataset, "frames").provenance()
+    made = {"name": "half of depth's"}
+    gaussians, operators = Column(dataset, "free"), Column(dataset, "free-operators")
+    provenance = gaussians_provenance(windows, frames, note, made, {})
+    gaussians.declare(provenance)
+    of = {"frames": frames.sha256, "windows": windows.sha256}
+    plan = windows_plan(windows, provenance)
+    for shard in plan:
         rows = []
-        for key, pair in context_pairs(frames, number):
-            cloud = DepthReconstructor(0.4).reconstruct(pair)
+        for row in table.rows_of_shard(shard.number):
+            context = row.context(depth=True)
+            cloud = DepthReconstructor(0.4).reconstruct(context)
             half = cloud.take(np.random.default_rng(0).permutation(len(cloud))[::2])
-            rows.append((key, encode_gaussians(half, [view.camera for view in pair])))
-        gaussians.commit(number, rows)
-    for number in range(shards):
-        operators.commit(number, OperatorsMaker(dataset, "free-operators", "free", {}, "all", "f16").rows(number))
-    gaussians.write_manifest(shards)
-    operators.write_manifest(shards)
+            rows.append((row.key, encode_gaussians(half, [view.camera for view in context])))
+        gaussians.commit(shard, rows, provenance.fingerprint)
+    sources = {"frames": frames, "windows": windows, "masks": table.by_kind["masks"], "free": gaussians.write_index(plan, of)}
+    provenance = operators_provenance(sources, note, made, (6, 9), "all", "f16", {})
+    operators.declare(provenance)
+    maker = OperatorsMaker(dataset, "windows", "masks", "free", {}, "free-operators", provenance.fingerprint, "all", "f16")
+    plan = windows_plan(windows, provenance, [sources["masks"]], [sources["free"]])
+    for shard in plan:
+        operators.commit(shard, maker.make(shard.number)["free-operators"].rows, provenance.fingerprint)
+    operators.write_index(plan, {name: index.sha256 for name, index in sources.items()})
     return gaussians.name, operators.name
 
 
@@ -146,6 +155,21 @@ def test_without_blending_and_with_a_frozen_teacher(dataset: str, undisturbed: P
     assert losses(tmp_path / "no-blending")[0] != pytest.approx(losses(undisturbed)[0], rel=1e-6)
     # Before the first step the teacher is the backbone itself, so cached tokens (half precision) give the same supervision.
     assert losses(tmp_path / "frozen")[0] == pytest.approx(losses(undisturbed)[0], rel=1e-3)
+
+
+def test_fewer_rows_than_one_batch_and_the_end_of_an_epoch(dataset: str, tmp_path: Path) -> None:
+    """Six windows: a batch of eight takes some twice, each with a target of its own; workers and a cache change no loss."""
+    few = ("batch=8", "until=2", "supervision.mode=operators")
+    run(config(dataset, tmp_path / "plain", *few))
+    cached = (*few, "loader.workers=1", f"loader.cache={tmp_path}/cache", "loader.prefetch=1")
+    for name in ("first", "second"):
+        run(config(dataset, tmp_path / name, *cached))
+        np.testing.assert_array_equal(losses(tmp_path / name), losses(tmp_path / "plain"))
+    first, second = (read_metrics(str(tmp_path / name)) for name in ("first", "second"))
+    assert [m["cache_hits"] < 1 for m in first] == [True, True]
+    assert [m["cache_hits"] for m in second] == [1.0, 1.0]
+    assert [m["requests_per_row"] for m in second] == [0.0, 0.0]
+    assert all(m["requests_per_row"] <= 4 and m["rows_per_s"] > 0 for m in first)
 
 
 def test_another_run_in_the_same_place_is_refused(dataset: str, undisturbed: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from storage.operator import SparseRows, TokenOperator
+from storage.records.operators import SparseRows, TokenOperator
 
 VALIDITY = ("coverage", "alpha")
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.operator import MAX_TOKENS, Option, SparseRows, TokenOperator, bilinear_taps
+from storage.records.operators import MAX_TOKENS, Option, SparseRows, TokenOperator, bilinear_taps
 from training.splat.lift import TokenLift
 from training.splat.rasterize import check_inputs, cpu_geometry
 from training.splat.transposed import SparseLift
@@ -98,7 +98,7 @@ def build_token_operator(
         grid: (h,w) of the targets, at most (H,W).
         with_blend: False leaves the masks out (about a tenth of the work): such an operator is applied with blend = 1 only.
         near_plane, eps2d, rasterize_mode, alpha_clamp: see `rasterize`.
-        source_hash: is kept in the operator, for `decode_operator` to compare; see `storage.operator.content_hash`.
+        source_hash: is kept in the operator, for `decode_operator` to compare; see `storage.records.operators.content_hash`.
 
     Raises ValueError, naming the argument, for what `rasterize` refuses, for a lift of another number of Gaussians, and for more than
     65,535 tokens in either grid.

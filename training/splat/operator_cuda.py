@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.operator import SparseRows
+from storage.records.operators import SparseRows
 from training.splat.lift import TokenLift
 from training.splat.operator import Matrices, Sampling
 from training.splat.transposed import SparseLift

@@ -102,7 +102,7 @@ def render_token_targets(
 
     Args:
         means, covars or (quats, scales), opacities: N Gaussians; see `rasterize`.
-        tokens: [V,h,w,C] teacher features of the context views (V = 2 in the paper); splatted in the dtype of `means`.
+        tokens: [V,h,w,C] teacher features of the context views; splatted in the dtype of `means`.
         context_masks: [V,H,W] integer labels, for N = V*H*W pixel-aligned Gaussians in the order view, row, column; or
         lift: from the tokens to any Gaussians.
         target_mask: [Ht,Wt] integer labels, at the resolution to render.

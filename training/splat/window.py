@@ -1,4 +1,4 @@
-"""From what a row holds to its operators: the Gaussians of a context pair, and the frames that they are splatted into."""
+"""From what a row holds to its operators: the Gaussians of a context, and the frames that they are splatted into."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from storage.domain import Frame, Gaussians
-from storage.operator import TokenOperator
+from storage.records.operators import TokenOperator
 from training.backbone import grid_size
 from training.splat.lift import TokenLift
 from training.splat.operator import build_token_operator
@@ -18,9 +18,9 @@ from training.splat.transposed import SparseLift
 
 
 def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int, int]) -> TokenLift | SparseLift:
-    """From the context pair's tokens, a grid (h,w) in each view, to its Gaussians; on the CPU. Where these are pixel-aligned each takes its
+    """From the context's tokens, a grid (h,w) in each view, to its Gaussians; on the CPU. Where these are pixel-aligned each takes its
     pixel's feature, else the mean of the valid context pixels in which it shows, and none where it shows in none."""
-    masks = torch.from_numpy(np.stack([view.labels for view in context]).astype(np.int32))
+    masks = torch.from_numpy(np.stack([_labels(view) for view in context]))
     if gaussians.pixel_aligned:
         return TokenLift.from_masks(masks, grid)
     return SparseLift.from_transposed_weights(
@@ -34,14 +34,14 @@ def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int,
 
 
 class WindowSplat:
-    """The Gaussians of one context pair with their lift, made once, to be splatted into as many targets as one likes.
+    """The Gaussians of one context with their lift, made once, to be splatted into as many targets as one likes.
 
     Gaussians that belong to no pixel, and have no feature because no valid context pixel shows them, are made transparent: opaque, they
     would make zero the target of tokens that nobody can say anything about.
     """
 
     def __init__(self, gaussians: Gaussians, context: Sequence[Frame]) -> None:
-        self.grid = grid_size(*context[0].labels.shape)
+        self.grid = grid_size(*context[0].valid.shape)
         self.lift = window_lift(gaussians, context, self.grid)
         if isinstance(self.lift, SparseLift):
             shown = self.lift.offsets.diff().numpy() > 0
@@ -54,13 +54,20 @@ class WindowSplat:
         return build_token_operator(
             **_tensors(self.gaussians),
             lift=self.lift,
-            target_mask=torch.from_numpy(target.labels.astype(np.int32)),
+            target_mask=torch.from_numpy(_labels(target)),
             viewmat=torch.from_numpy(camera.w2c.astype(np.float32)),
             K=torch.from_numpy(camera.K.astype(np.float32)),
             grid=self.grid,
             with_blend=with_blend,
             source_hash=source_hash,
         )
+
+
+def _labels(frame: Frame) -> np.ndarray:
+    """[H,W] int32."""
+    if frame.labels is None:
+        raise ValueError(f"frame {frame.name}: its labels were not read; the splat is lifted and blended by them")
+    return frame.labels.astype(np.int32)
 
 
 def _tensors(gaussians: Gaussians) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from configs import ConfigError
 from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
 from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
-from pipeline.reconstruct.reconstructor import BadPair, Reconstructor, check_pair, choose_device
+from pipeline.reconstruct.reconstructor import BadContext, Reconstructor, check_pair, choose_device
 from storage.domain import Camera, Frame, Gaussians
 from training.backbone import PATCH, hash_weights
 
@@ -24,6 +24,7 @@ class MVSplatReconstructor(Reconstructor):
     `cpu`, `cuda`, `cuda:1`."""
 
     needs_depth = False
+    views = 2
 
     def __init__(self, checkpoint: str, near: float, far: float, batch: int = 1, device: str = "auto") -> None:
         if not 0 < near < far < float("inf"):
@@ -54,29 +55,29 @@ class MVSplatReconstructor(Reconstructor):
             )
 
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:
-        """One Gaussian per pixel; opacity 0 where the context pixel is not valid. Raises BadPair for what the network cannot take."""
+        """One Gaussian per pixel; opacity 0 where the context pixel is not valid. Raises BadContext for what the network cannot take."""
         (made,) = self.reconstruct_batch([views])
-        if isinstance(made, BadPair):
+        if isinstance(made, BadContext):
             raise made
         return made
 
-    def reconstruct_batch(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
+    def reconstruct_batch(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadContext]:
         """In one pass all pairs that the network can take."""
         refusals = [self._refusal(views) for views in pairs]
         made = iter(self._encode([views for views, refusal in zip(pairs, refusals, strict=True) if refusal is None]))
         return [next(made) if refusal is None else refusal for refusal in refusals]
 
-    def _refusal(self, views: Sequence[Frame]) -> BadPair | None:
+    def _refusal(self, views: Sequence[Frame]) -> BadContext | None:
         try:
             check_pair(views)
             self.check_size(*views[0].image.shape[:2])
-        except BadPair as refusal:
+        except BadContext as refusal:
             return refusal
         except ConfigError as error:
-            return BadPair(str(error))
+            return BadContext(str(error))
         return None
 
-    def _encode(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadPair]:
+    def _encode(self, pairs: Sequence[Sequence[Frame]]) -> list[Gaussians | BadContext]:
         """Of pairs that passed the checks, in one pass."""
         if not pairs:
             return []
@@ -94,9 +95,9 @@ class MVSplatReconstructor(Reconstructor):
 
 def _gaussians(
     views: Sequence[Frame], means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray
-) -> Gaussians | BadPair:
+) -> Gaussians | BadContext:
     if not all(np.isfinite(x).all() for x in (means, quats, scales, opacities)):
-        return BadPair(f"frames {views[0].name}, {views[1].name}: the network gave values that are not finite")
+        return BadContext(f"frames {views[0].name}, {views[1].name}: the network gave values that are not finite")
     valid = np.concatenate([view.valid.reshape(-1) for view in views])
     return Gaussians(means, quats, scales, np.where(valid, opacities, np.float32(0)))
 

@@ -67,7 +67,7 @@ class SparseRows:
 
 @dataclass(frozen=True)
 class TokenOperator:
-    """The matrix of one context pair and one target. Rows of S, `tap_mask` and `alpha` belong together: one per target token.
+    """The matrix of one context and one target. Rows of S, `tap_mask` and `alpha` belong together: one per target token.
 
     Columns are the context's tokens in the order view, row, column. A row of S may be empty, and sums to at most its `alpha`.
     """
@@ -150,6 +150,17 @@ def content_hash(**parts: np.ndarray | Mapping | str | float) -> str:
             data = codec.encode_json(dict(part) if isinstance(part, Mapping) else part)
         digest.update(f"{name}:{len(data)}:".encode() + data)
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def operator_member(target: int) -> str:
+    """The member of a row of an `operators` column that holds the splat into the window's target of that number."""
+    return f"{target:02d}.{OPERATOR_MEMBERS[0]}"
+
+
+def operator_source(provenance: str, window: str, target: str) -> str:
+    """The hash that an operator carries: of what made its column (its fingerprint), its window and its target (their keys)."""
+    return content_hash(provenance=provenance, window=window, target=target)
 
 
 def encode_operator(operator: TokenOperator, value_dtype: str = "f16") -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""A row of a `gaussians` column: a context pair's Gaussians in a few bytes each, given the context cameras that its `frames` row holds.
+"""A row of a `gaussians` column: a context's Gaussians in a few bytes each, given the cameras of the context's frames.
 
 Two members:
 
@@ -82,7 +82,7 @@ def _encode_aligned(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[str
 
 
 def transparent_gaussians(cameras: Sequence[Camera]) -> Gaussians:
-    """What stands for a pair that could not be reconstructed, whatever is wrong with its cameras: one Gaussian per pixel, of opacity 0."""
+    """What stands for a context that could not be reconstructed, whatever its cameras say: one Gaussian per pixel, of opacity 0."""
     n = _n_pixels(cameras)
     quats = np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1))
     return Gaussians(np.zeros((n, 3), np.float32), quats, np.full((n, 3), 1e-3, np.float32), np.zeros(n, np.float32))

@@ -1,0 +1,82 @@
+"""`operators`: for targets of every window the splat into that target, as a sparse matrix over the context's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.columns.gaussians import GaussiansMaker
+from pipeline.columns.job import Content
+from storage.index import Index
+from storage.provenance import Provenance
+from storage.records.gaussians import MEMBERS, decode_gaussians
+from storage.records.operators import encode_operator, operator_member, operator_source
+from storage.shard import Row
+from storage.table import Table
+
+FORMAT_VERSION = 2
+
+
+def operators_provenance(
+    sources: Mapping[str, Index], note: Provenance, reconstructor: Mapping[str, Any], grid: tuple[int, int], targets: str, values: str,
+    recorded: Mapping,
+) -> Provenance:  # fmt: skip
+    """Of `operators`. sources: the indexes that it is made from, by name; note: that of `frames`; grid: (h,w) tokens of an image.
+
+    The lift rule is named as it is: bilinear between the tokens that carry a pixel's own label, the published align-corners grid.
+    """
+    settings = {
+        "kind": "operators", "reconstructor": dict(reconstructor), "grid": list(grid), "targets": targets, "values": values,
+        "masks": next(name for name, index in sources.items() if index.kind == "masks"),
+        "lift": {"no_neighbour": "zero", "upsample_grid": "align_corners"},
+        **{name: note.settings[name] for name in ("source", "licence")},
+    }  # fmt: skip
+    return Provenance({name: index.provenance for name, index in sources.items()}, settings, FORMAT_VERSION, recorded)
+
+
+class OperatorsMaker:
+    """The operators of the windows of a shard.
+
+    From the column `gaussians` where one is given, else straight from the reconstructor, whose Gaussians are then not kept (they take
+    the way through their record all the same, so that both ways give the same operators).
+    """
+
+    def __init__(
+        self, dataset: str, windows: str, masks: str, gaussians: str | None, reconstructor: dict[str, Any], column: str, provenance: str,
+        targets: str, values: str,
+    ) -> None:  # fmt: skip
+        self.column, self.provenance, self.targets, self.values = column, provenance, targets, values
+        self.table = Table.open(dataset, [windows, masks, *([gaussians] if gaussians else [])])
+        self.reconstructed = None if gaussians else GaussiansMaker(dataset, windows, reconstructor, column)
+
+    def make(self, number: int) -> dict[str, Content]:
+        return {self.column: Content(list(self._rows(number)))}
+
+    def _rows(self, number: int) -> Iterator[Row]:
+        from training.splat.window import WindowSplat
+
+        made = dict(self.reconstructed.rows(number)) if self.reconstructed else None
+        for row in self.table.rows_of_shard(number):
+            context, targets = row.context(labels=True), row.targets(labels=True)
+            cloud = made[row.key] if made else self._stored(row.number)
+            gaussians = decode_gaussians(cloud, [view.camera for view in context])
+            splat, members = WindowSplat(gaussians, context), {}
+            for place in target_places(self.targets, len(targets)):
+                source = operator_source(self.provenance, row.key, self.table.frames.key(row.window().targets[place]))
+                operator = splat.operator(targets[place], source_hash=source)
+                members[operator_member(place)] = next(iter(encode_operator(operator, self.values).values()))
+            yield row.key, {**members, **{name: data for name, data in cloud.items() if name == "skipped.json"}}
+
+    def _stored(self, window: int) -> dict[str, bytes]:
+        index = self.table.by_kind["gaussians"]
+        names = [*MEMBERS, *(name for name in ("skipped.json",) if index.has(self.table.row_in("gaussians", window), name))]
+        parts = self.table.reader.read([self.table.locate("gaussians", window, name) for name in names])
+        return dict(zip(names, parts, strict=True))
+
+
+def target_places(targets: str, frames: int) -> list[int]:
+    """The places among a window's targets that get an operator: all, or so many spread evenly from the first to the last."""
+    count = frames if targets == "all" else min(int(targets), frames)
+    return sorted({int(place) for place in np.linspace(0, frames - 1, count).round()}) if count > 1 else [frames // 2]

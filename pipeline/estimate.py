@@ -1,0 +1,141 @@
+"""What a build would make, before it is made: shards, rows, bytes and hours, from a few timed samples. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from configs.schema import BuildShardsConfig, CacheGaussiansConfig
+from pipeline.columns.gaussians import gaussian_members, windows_plan
+from pipeline.columns.operators import target_places
+from pipeline.plan.frames import FramesPlan
+from pipeline.plan.scan import blocks
+from pipeline.plan.windows import plan_scene
+from pipeline.reconstruct.reconstructor import Reconstructor
+from pipeline.scannetpp import BadFrame, BadScene, SceneReader
+from storage.column import Column
+from storage.provenance import Provenance
+from storage.records.frames import encode_frame, encode_mask
+from storage.records.operators import encode_operator
+from storage.table import Table
+
+_SAMPLES = 3
+
+
+def estimate_frames(config: BuildShardsConfig, scans: Sequence[Mapping[str, Any]], fingerprint: str) -> list[str]:
+    """Lines of text: missing shards of `frames` and `masks`, with bytes and CPU-hours; and the windows that the listed poses would give."""
+    present = FramesPlan.read(config.dataset)
+    committed = Column(config.dataset, "frames").committed()
+    made = {shard.source for shard in present.shards if shard.number in committed}
+    missing = [(scan["scene"], count) for scan in scans for _, source, count in scan["blocks"] if source not in made]
+    frames = sum(count for _, count in missing)
+    lines = [
+        f"scene {s['scene']}: set aside: {s['quarantined']['reason']}: {s['quarantined']['detail']}" for s in scans if s["quarantined"]
+    ]
+    skipped = Counter(skip["reason"] for scan in scans for skip in scan["skipped"])
+    if skipped:
+        lines.append("listed frames that cannot be used: " + ", ".join(f"{reason} {count}" for reason, count in sorted(skipped.items())))
+    total = sum(len(scan["blocks"]) for scan in scans)
+    lines.append(
+        f"frames, masks: {len(missing)} of {total} shards to make, {frames} frames of {len({scene for scene, _ in missing})} scenes"
+    )
+    windows, passed = 0, Counter[str]()
+    for scan in scans:
+        count, reasons = _scene_windows(config, scan["scene"], fingerprint) if scan["blocks"] else (0, {})
+        windows += count
+        passed.update(reasons)
+    lines.append(f"windows: {windows}" + "".join(f"; passed over: {reason} {count}" for reason, count in sorted(passed.items())))
+    if missing:
+        lines.append(_sampled_frames(config, missing))
+    return lines
+
+
+def _scene_windows(config: BuildShardsConfig, scene: str, fingerprint: str) -> tuple[int, Mapping[str, int]]:
+    index = SceneReader(config.root, scene, config.width, config.height, keep_bad=config.keep_bad).index
+    entries = [
+        entry
+        for block in blocks(config, index, fingerprint)
+        for entry, held_out in zip(block.entries, block.held_out, strict=True)
+        if held_out == config.windows.held_out
+    ]
+    poses = np.array([entry.c2w for entry in entries]).reshape(-1, 4, 4)
+    planned, passed = plan_scene(np.array([entry.number for entry in entries], np.int64), poses, config.windows)
+    return len(planned), passed
+
+
+def _sampled_frames(config: BuildShardsConfig, missing: Sequence[tuple[str, int]]) -> str:
+    """Reads and encodes a few frames of the first scene that has sound ones."""
+    scenes, frames = list(dict.fromkeys(scene for scene, _ in missing)), sum(count for _, count in missing)
+    for scene in scenes:
+        began = time.process_time()
+        seconds, sizes = [], []
+        try:
+            reader = SceneReader(config.root, scene, config.width, config.height, keep_bad=config.keep_bad)
+            reader.report()  # loads the mesh
+            loading = time.process_time() - began
+            for entry in reader.index.frames[:: max(1, len(reader.index.frames) // _SAMPLES)][:_SAMPLES]:
+                began = time.process_time()
+                try:
+                    frame = reader.read(entry)
+                except BadFrame:
+                    continue
+                assert frame.labels is not None
+                members = {**encode_frame(scene, frame, False), **encode_mask(frame.labels)}
+                seconds.append(time.process_time() - began)
+                sizes.append(sum(map(len, members.values())))
+        except BadScene:
+            continue
+        if seconds:
+            hours = (frames * float(np.median(seconds)) + len(scenes) * loading) / 3600
+            return (
+                f"about {frames * np.mean(sizes) / 1e9:.2f} GB and {hours:.2f} CPU-hours ({np.median(seconds):.3f} CPU-s and "
+                f"{np.mean(sizes) / 1e3:.0f} kB a frame, {loading:.1f} CPU-s for a scene's mesh; timed on {len(seconds)} frames of {scene})"
+            )
+    return "no frame could be timed: every scene tried is bad"
+
+
+def estimate_windows(
+    config: CacheGaussiansConfig, table: Table, reconstructor: Reconstructor, gaussians: Column, provenance: Provenance
+) -> list[str]:
+    """Lines of text: the shards of `gaussians` that are missing, and bytes and hours of both columns from a few timed windows."""
+    plan = windows_plan(table.windows, provenance)
+    missing = gaussians.missing(plan) if config.keep_gaussians else {p.number: [] for p in plan}
+    windows = sum(len(table.windows.rows_of_shard(number)) for number in missing)
+    lines = [f"{config.windows}: {len(table)} windows in {len(plan)} shards; {len(missing)} shards of {windows} windows to make"]
+    if not windows:
+        return lines
+    parts: dict[str, list[tuple[float, int]]] = {"gaussians": [], "operators": []}
+    for number in np.linspace(0, len(table) - 1, min(_SAMPLES, len(table))).round().astype(int):
+        row = table.row(int(number))
+        labels = config.operators.targets != "none"
+        context = row.context(labels=labels, depth=reconstructor.needs_depth)
+        began = time.process_time(), time.monotonic()
+        (cloud,) = reconstructor.reconstruct_batch([context])
+        members = gaussian_members(cloud, [view.camera for view in context])
+        spent = time.monotonic() - began[1] if reconstructor.uses_gpu else time.process_time() - began[0]
+        parts["gaussians"].append((spent, sum(map(len, members.values()))))
+        if labels and "skipped.json" not in members:
+            parts["operators"].append(_sampled_operators(config, row.targets(labels=True), context, cloud))
+    for name, samples in parts.items():
+        if samples and (name == "operators" or config.keep_gaussians):
+            seconds, size = (float(np.mean(values)) for values in zip(*samples, strict=True))
+            unit = "hours of the device" if reconstructor.uses_gpu and name == "gaussians" else "CPU-hours"
+            lines.append(
+                f"{name}: about {windows * size / 1e9:.2f} GB and {windows * seconds / 3600:.2f} {unit} "
+                f"({seconds:.2f} s and {size / 1e3:.0f} kB a window; timed on {len(samples)})"
+            )
+    return lines
+
+
+def _sampled_operators(config: CacheGaussiansConfig, targets, context, cloud) -> tuple[float, int]:
+    from training.splat.window import WindowSplat
+
+    began, size = time.process_time(), 0
+    splat = WindowSplat(cloud, context)
+    for place in target_places(config.operators.targets, len(targets)):
+        size += sum(map(len, encode_operator(splat.operator(targets[place]), config.operators.values).values()))
+    return time.process_time() - began, size

@@ -1,0 +1,1 @@
+"""What should be there: which frames a raw scene gives, which shards hold them, which windows they make."""

@@ -1,0 +1,1 @@
+"""What the rows of each column hold, as members of a shard: one file a kind of column."""

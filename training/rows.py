@@ -1,0 +1,252 @@
+"""Rows of the windows table as training wants them: a target drawn in each, and of all members only those that the step uses.
+
+rows = WindowRows(config, pins)
+found = rows.fetch([(17, draw), (4, draw)])     # bytes, all in flight together
+batch = rows.decode(found)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from configs import ConfigError
+from configs.schema import SupervisionMode, TeacherMode, TrainConfig
+from storage import codec
+from storage.domain import Frame
+from storage.index import Member
+from storage.location import StorageError
+from storage.node_cache import NodeCache
+from storage.reader import COUNTED, MemberReader
+from storage.records.frames import CAMERA, IMAGE, MASK, TOKENS, VALID, decode_camera, decode_tokens, decode_valid
+from storage.records.gaussians import MEMBERS as GAUSSIAN_MEMBERS
+from storage.records.gaussians import decode_gaussians
+from storage.records.operators import OPERATOR_MEMBERS, TokenOperator, decode_operator, operator_member
+from storage.table import Table
+from training.batch import Batch
+from training.order import choose, mix
+from training.splat.apply import collate_operators
+from training.splat.window import WindowSplat
+
+Choice = tuple[int, int]  # a row, and the number from which all that is random about it is drawn
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One row of a batch. place: of its target among the window's targets; members: where each lies, by (what, frame)."""
+
+    row: int
+    draw: int
+    place: int
+    context: tuple[int, ...]
+    target: int
+    members: dict[tuple[str, int], Member]
+
+
+class Fetched(NamedTuple):
+    """The members of a batch, read; reads: what was asked of the store for it."""
+
+    wanted: list[_Wanted]
+    data: dict[Member, bytes]
+    reads: dict[str, int]
+
+
+class WindowRows:
+    """The rows that a configuration trains from.
+
+    Opened in the process that reads: no file system and no index crosses a fork. pins: the sums of the indexes to open; None for those of
+    now. labels: read masks and context images too, for pictures.
+    """
+
+    def __init__(self, config: TrainConfig, pins: Mapping[str, str] | None = None, labels: bool = False) -> None:
+        self.config, self.pins, self.labels = config, dict(pins) if pins else None, labels
+        supervision = config.supervision
+        self.tokens = config.teacher.mode is TeacherMode.frozen
+        self.cached = supervision.mode is SupervisionMode.operators
+        self.live = supervision.mode is SupervisionMode.live
+        self.withdrawn: frozenset[str] = frozenset()
+
+    def with_labels(self) -> WindowRows:
+        """The same rows, read with what pictures show."""
+        rows = WindowRows(self.config, self.pins, labels=True)
+        rows.withdrawn = self.withdrawn
+        return rows
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("table", "_replacements")}
+
+    @cached_property
+    def table(self) -> Table:
+        config = self.config
+        names = [config.windows, config.supervision.operators if self.cached else config.supervision.gaussians]
+        names += ["features"] if self.tokens else []
+        names += [config.supervision.masks] if self.labels or not self.cached else []
+        cache = NodeCache(config.loader.cache, int(config.loader.cache_gb * 1e9)) if config.loader.cache else None
+        return Table.open(config.dataset, names, self.pins, MemberReader(cache))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def _replacements(self) -> np.ndarray | None:
+        """The rows that may stand in for those of withdrawn scenes; None where none is withdrawn."""
+        if not self.withdrawn:
+            return None
+        kept = [row for row in range(len(self)) if self.table.windows.scene(row) not in self.withdrawn]
+        if not kept:
+            raise StorageError(f"{self.config.dataset}: every row of the run's index belongs to a withdrawn scene; start a new run")
+        return np.array(kept)
+
+    def fetch(self, choices: Sequence[Choice]) -> Fetched:
+        """What the rows of a batch need, read: neighbours in one request, all requests in flight together."""
+        wanted = [self._wanted(row, draw) for row, draw in choices]
+        members = list(dict.fromkeys(member for row in wanted for member in row.members.values()))
+        reads = dict.fromkeys(COUNTED, 0)
+        return Fetched(wanted, dict(zip(members, self.table.reader.read(members, reads), strict=True)), reads)
+
+    def decode(self, fetched: Fetched) -> Batch:
+        """The batch, as tensors."""
+        wanted, data, reads = fetched
+        images = self._images(wanted, data)
+        size = images["target_images"].shape[-2:]
+        rows = []
+        for row in wanted:
+            try:
+                rows.append(self._decoded(row, {part: data[member] for part, member in row.members.items()}, size))
+            except ValueError as error:
+                if isinstance(error, ConfigError):
+                    raise
+                raise StorageError(f"{self.config.dataset}, row {self.table.windows.key(row.row)}: {error}") from error
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        operators = columns.pop("operators")
+        parts: dict[str, Any] = {
+            name: values if name not in _STACKED else None if values[0] is None else torch.stack(values)
+            for name, values in columns.items()
+            if name in (*_STACKED, "keys", "seeds") or self.live
+        }
+        return Batch(**parts, **images, reads=reads, operators=collate_operators(operators) if operators[0] is not None else None)
+
+    def _wanted(self, row: int, draw: int) -> _Wanted:
+        table = self.table
+        if self._replacements is not None and table.windows.scene(row) in self.withdrawn:
+            row = int(self._replacements[choose(int(mix(draw, row)), len(self._replacements))])
+        context, targets = table.context(row).tolist(), table.targets(row).tolist()
+        place = self._place(row, draw, context, targets)
+        target = targets[place]
+        members = {(IMAGE, target): table.frames.locate(target, IMAGE)}
+        frames = [(target, [VALID])]
+        if not self.tokens or self.labels:
+            members |= {(IMAGE, frame): table.frames.locate(frame, IMAGE) for frame in context}
+        if self.tokens:
+            members |= {(TOKENS, frame): table.locate("features", frame, TOKENS) for frame in context}
+        if self.cached:
+            members[operator_member(place), row] = table.locate("operators", row, operator_member(place))
+        else:
+            members |= {(name, row): table.locate("gaussians", row, name) for name in GAUSSIAN_MEMBERS}
+            frames = [(frame, [VALID, CAMERA]) for frame in dict.fromkeys([*context, target])]
+        for frame, names in frames:
+            members |= {(name, frame): table.frames.locate(frame, name) for name in names if table.frames.has(frame, name)}
+        if "masks" in table.by_kind:
+            members |= {(MASK, frame): table.locate("masks", frame, MASK) for frame in [*context, target]}
+        return _Wanted(row, draw, place, tuple(context), target, members)
+
+    def _place(self, row: int, draw: int, context: Sequence[int], targets: Sequence[int]) -> int:
+        """The place of the target: one of the window's targets, and one that has an operator where those are read."""
+        places = [p for p, frame in enumerate(targets) if self.config.supervision.context_as_target or frame not in context]
+        if self.cached:
+            operators = self.table.by_kind["operators"]
+            present = self.table.row_in("operators", row)
+            places = [p for p in places if operators.has(present, operator_member(p))]
+        if not places:
+            raise ConfigError(
+                f"row {self.table.windows.key(row)}: no frame can be its target; set supervision.context_as_target=true, or build "
+                "operators for more targets"
+            )
+        return places[choose(draw, len(places))]
+
+    def _images(self, wanted: Sequence[_Wanted], data: Mapping[Member, bytes]) -> dict[str, Any]:
+        """The images of a batch: [B,3,H,W] and [B,V,3,H,W], channels last in memory. A frame that several rows show is decoded once."""
+        places: defaultdict[Member, list[tuple[int, ...]]] = defaultdict(list)  # (row,) among the targets, (row, view) in the context
+        for b, row in enumerate(wanted):
+            places[row.members[IMAGE, row.target]].append((b,))
+            if not self.tokens or self.labels:
+                for view, frame in enumerate(row.context):
+                    places[row.members[IMAGE, frame]].append((b, view))
+        lengths, arrays = (len(wanted), len(wanted[0].context)), {}
+        for member, shown in places.items():
+            image = codec.decode_jpeg(data[member])
+            for place in shown:
+                axes = len(place)
+                if axes not in arrays:
+                    arrays[axes] = np.empty((*lengths[:axes], *image.shape), np.uint8)
+                arrays[axes][place] = image
+        return {
+            name: torch.from_numpy(arrays[axes]).movedim(-1, axes) if axes in arrays else None
+            for name, axes in (("target_images", 1), ("context_images", 2))
+        }
+
+    def _decoded(self, row: _Wanted, parts: Mapping[tuple[str, int], bytes], size: Sequence[int]) -> dict[str, Any]:
+        """The parts of a `Batch`, without its axis, but for the images. size: (H,W)."""
+        operator: TokenOperator | None = None
+        found: dict[str, Any] = {"keys": self.table.windows.key(row.row), "seeds": int(row.draw) % 2**63, "operators": None, "lifts": None}
+        found["target_valid"] = torch.from_numpy(decode_valid(parts.get((VALID, row.target)), *size))
+        tokens = [torch.from_numpy(decode_tokens(parts[TOKENS, frame])) for frame in row.context] if self.tokens else None
+        found["context_tokens"] = torch.stack(tokens) if tokens else None
+        labels = (
+            {frame: codec.decode_ids(parts[MASK, frame]) for frame in {*row.context, row.target}} if (MASK, row.target) in parts else {}
+        )
+        as_tensor = {frame: torch.from_numpy(ids.astype(np.int32)) for frame, ids in labels.items()}
+        found["target_labels"] = as_tensor.get(row.target)
+        found["context_labels"] = torch.stack([as_tensor[frame] for frame in row.context]) if labels else None
+        found |= dict.fromkeys(("viewmats", "Ks", "means", "quats", "scales", "opacities"))
+        if self.cached:
+            expected = self.table.row(row.row).operator_source(row.place)
+            operator = decode_operator({OPERATOR_MEMBERS[0]: parts[operator_member(row.place), row.row]}, expected)
+        else:
+            views = {frame: self._view(frame, parts, labels) for frame in {*row.context, row.target}}
+            context = [views[frame] for frame in row.context]
+            target = views[row.target]
+            cloud = decode_gaussians({name: parts[name, row.row] for name in GAUSSIAN_MEMBERS}, [view.camera for view in context])
+            if not self.live:
+                operator = WindowSplat(cloud, context).operator(target, with_blend=self.config.supervision.blend < 1)
+            else:
+                if not cloud.pixel_aligned:
+                    splat = WindowSplat(cloud, context)
+                    cloud, found["lifts"] = splat.gaussians, splat.lift
+                found |= {name: torch.from_numpy(getattr(cloud, name)) for name in ("means", "quats", "scales", "opacities")}
+                found["viewmats"] = torch.from_numpy(target.camera.w2c.astype(np.float32))
+                found["Ks"] = torch.from_numpy(target.camera.K.astype(np.float32))
+        found["operators"] = operator
+        return found
+
+    def _view(self, frame: int, parts: Mapping[tuple[str, int], bytes], labels: Mapping[int, np.ndarray]) -> Frame:
+        """What the splat asks of a frame; its image is not wanted."""
+        name, camera = decode_camera(parts[CAMERA, frame])
+        valid = decode_valid(parts.get((VALID, frame)), camera.height, camera.width)
+        return Frame(name, camera, np.empty((camera.height, camera.width, 0), np.uint8), labels[frame], valid)
+
+
+_STACKED = ("target_valid", "context_tokens", "context_labels", "target_labels", "viewmats", "Ks")
+
+
+def open_rows(config: TrainConfig, pins: Mapping[str, str] | None = None) -> WindowRows:
+    """The rows that `config` trains from. A missing column, or one that does not match the others, raises here."""
+    rows = WindowRows(config, pins)
+    if not len(rows):
+        raise ConfigError(f"{config.dataset}: the windows table {config.windows!r} has no rows")
+    if pins is None:  # with all that the opened columns were made from: pictures want the masks of the operators
+        of = [index.of for index in rows.table.columns.values()]
+        rows = WindowRows(config, {name: sha256 for sums in (*of, rows.table.pins()) for name, sha256 in sums.items()})
+    return rows
+
+
+def few(config: TrainConfig, batch: int) -> TrainConfig:
+    """The same configuration for a batch of at most that many rows, read in this process."""
+    return dataclasses.replace(config, batch=min(batch, config.batch), loader=dataclasses.replace(config.loader, workers=0))

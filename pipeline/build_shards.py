@@ -24,7 +24,6 @@ from pipeline.columns.features import FeaturesMaker, context_frames, features_pl
 from pipeline.columns.frames import FramesMaker, frames_provenance, masks_plan, masks_provenance
 from pipeline.columns.job import ColumnBuild, run_columns
 from pipeline.estimate import estimate_frames
-from pipeline.plan.frames import FramesPlan, agree
 from pipeline.plan.scan import kept_share, read_reports, report_url, scan_scene, scene_report, summary, wanted
 from pipeline.plan.windows import build_windows, check_rule, windows_provenance
 from pipeline.release import recorded
@@ -33,6 +32,7 @@ from storage import codec, location
 from storage.column import Column, ShardPlan
 from storage.index import Index
 from storage.location import StorageError
+from storage.plan import FramesPlan, agree
 from storage.provenance import Provenance
 
 WINDOWS = "windows"
@@ -57,17 +57,19 @@ def run(config: BuildShardsConfig) -> None:
         frames_column.declare(provenance)
         masks_column.declare(masks)
         plan = agree(config.dataset, wanted(scans))
-        _print_withdrawn(plan, scenes)
-        shards = [ShardPlan(s.number, s.source, group=s.scene) for s in plan.shards]
-        own = [s for s in shards if s.group in set(scenes)]
+        _print_kept_as_they_are(plan, scans)
+        scanned = {scan["scene"] for scan in scans if scan["blocks"]}
+        own = [ShardPlan(s.number, s.source, group=s.scene) for s in plan.shards if s.scene in scanned]
         builds = [
             ColumnBuild(frames_column, own, provenance.fingerprint),
             ColumnBuild(masks_column, masks_plan(own, masks), masks.fingerprint),
         ]
         built = run_columns(builds, FramesMaker, (config, provenance.fingerprint), cluster.workers, {"num_cpus": 1})
         _report(config, scans, plan, built)
-        there = frames_column.committed()
-        shards = [s for s in shards if s.group in set(scenes) or s.number in there]  # others may be under way in another build
+        # As planned by now: a scene can have been withdrawn meanwhile, and shards of others can be under way in another build.
+        newest = [ShardPlan(s.number, s.source, group=s.scene) for s in FramesPlan.read(config.dataset).shards]
+        absent = frames_column.missing(newest).keys() | masks_column.missing(masks_plan(newest, masks)).keys()
+        shards = [s for s in newest if s.number not in absent]
         frames = frames_column.write_index(shards, {})
         masks_column.write_index(masks_plan(shards, masks), {"frames": frames.sha256})
         windows, passed_over = build_windows(config.dataset, WINDOWS, config.windows, frames)
@@ -103,10 +105,14 @@ def _scan(config: BuildShardsConfig, scenes: Sequence[str], fingerprint: str, cl
     return scans
 
 
-def _print_withdrawn(plan: FramesPlan, scenes: Sequence[str]) -> None:
-    back = sorted(set(plan.withdrawn) & set(scenes))
+def _print_kept_as_they_are(plan: FramesPlan, scans: Sequence[dict[str, Any]]) -> None:
+    """Scenes of the split that are not built: withdrawn ones, and those that can no longer be read but were, whose shards stay."""
+    back = sorted(set(plan.withdrawn) & {scan["scene"] for scan in scans})
     if back:
         print(f"withdrawn, not built again: {', '.join(back)}", flush=True)
+    held = sorted({s.scene for s in plan.shards} & {scan["scene"] for scan in scans if not scan["blocks"]})
+    if held:
+        print(f"set aside now, with the shards that were made before (withdraw.py takes them out): {', '.join(held)}", flush=True)
 
 
 def _report(config: BuildShardsConfig, scans: Sequence[dict[str, Any]], plan: FramesPlan, built: Sequence[int]) -> None:
@@ -152,7 +158,8 @@ def _build_features(config: BuildShardsConfig, frames: Index, windows: Index, no
     of_context = config.features == "context"
     plan = features_plan(frames, provenance, context_frames(frames, windows) if of_context else None)
     workers, resources = cluster.model_stage(config.actor, gpu=True)
-    arguments = (config.dataset, config.backbone, config.height, config.width, WINDOWS if of_context else None)
+    pins = {"frames": frames.sha256, WINDOWS: windows.sha256}
+    arguments = (config.dataset, config.backbone, config.height, config.width, WINDOWS if of_context else None, pins)
     built = run_columns([ColumnBuild(column, plan, provenance.fingerprint)], FeaturesMaker, arguments, workers, resources)
     column.write_index(plan, {"frames": frames.sha256, **({WINDOWS: windows.sha256} if of_context else {})})
     return built

@@ -20,10 +20,11 @@ from pipeline.columns.gaussians import GaussiansMaker, gaussians_provenance, win
 from pipeline.columns.job import ColumnBuild, run_columns
 from pipeline.columns.operators import OperatorsMaker, operators_provenance
 from pipeline.estimate import estimate_windows
-from pipeline.reconstruct.reconstructor import make_reconstructor
+from pipeline.reconstruct.reconstructor import Reconstructor, make_reconstructor
 from pipeline.release import recorded
 from storage.column import Column
-from storage.index import Index
+from storage.index import Index, read_current
+from storage.provenance import Provenance
 from storage.records.frames import DEPTH
 from storage.table import Table
 
@@ -47,53 +48,71 @@ def run(config: CacheGaussiansConfig) -> None:
             f"reconstructor: it takes {reconstructor.views} views, but a context of windows={config.windows} has {views}; choose another "
             "windows table or reconstructor"
         )
-    gaussians = Column(config.dataset, config.column)
     made = gaussians_provenance(windows, frames, note, reconstructor.describe(), recorded())
-    if config.keep_gaussians:
-        gaussians.check(made)
-    operators = Column(config.dataset, config.operators.column)
-    sources = {"frames": frames, windows.column: windows}
-    if with_operators:
-        sources[config.masks] = table.by_kind["masks"]
-        if not config.keep_gaussians:
-            operators.check(_operators_provenance(config, sources, note, reconstructor, (height, width)))
+    gaussians = Column(config.dataset, config.column) if config.keep_gaussians else None
+    masks = table.by_kind["masks"] if with_operators else None
+    operators = Column(config.dataset, config.operators.column) if with_operators else None
+    declared = _operators_provenance(config, table, made, note, reconstructor)
+    for column, provenance in ((gaussians, made), (operators, declared)):
+        if column:
+            column.check(provenance)
     if config.plan_only:
-        print("\n".join(estimate_windows(config, table, reconstructor, gaussians, made)), flush=True)
+        missing = {
+            "gaussians": set(gaussians.missing(windows_plan(windows, made))) if gaussians else set(),
+            "operators": _missing_operators(operators, declared, table, gaussians) if operators else set(),
+        }
+        print("\n".join(estimate_windows(config, table, reconstructor, missing)), flush=True)
         return
-    of = {name: index.sha256 for name, index in sources.items() if index.kind != "masks"}
+    pins = table.pins()
+    of = {name: pins[name] for name in ("frames", config.windows)}
     built: list[int] = []
     with joined(config.ray) as cluster:
         workers, resources = cluster.model_stage(config.actor, gpu=reconstructor.uses_gpu)
-        if config.keep_gaussians:
+        stored = None
+        if gaussians:
             gaussians.declare(made)
             plan = windows_plan(windows, made)
-            arguments = (config.dataset, config.windows, config.reconstructor, config.column)
+            arguments = (config.dataset, config.windows, config.reconstructor, config.column, of)
             built += run_columns([ColumnBuild(gaussians, plan, made.fingerprint)], GaussiansMaker, arguments, workers, resources)
-            sources[config.column] = gaussians.write_index(plan, of)
+            stored = gaussians.write_index(plan, of)
+            pins[config.column] = stored.sha256
             workers, resources = cluster.model_stage(config.actor, gpu=False)
-        if with_operators:
-            declared = _operators_provenance(config, sources, note, reconstructor, (height, width))
+        if operators and masks is not None:
             operators.declare(declared)
-            plan = windows_plan(windows, declared, [sources[config.masks]], [sources[config.column]] if config.keep_gaussians else [])
-            columns = (config.windows, config.masks, config.column if config.keep_gaussians else None)
-            made_as = (
-                config.reconstructor,
-                config.operators.column,
-                declared.fingerprint,
-                config.operators.targets,
-                config.operators.values,
-            )
+            plan = windows_plan(windows, declared, [masks], [stored] if stored else [])
+            columns = (config.windows, config.masks, config.column if stored else None, config.reconstructor, config.operators.column)
+            asked = (declared.fingerprint, config.operators.targets, config.operators.values, pins)
             build = ColumnBuild(operators, plan, declared.fingerprint)
-            built += run_columns([build], OperatorsMaker, (config.dataset, *columns, *made_as), workers, resources)
-            operators.write_index(plan, {name: index.sha256 for name, index in sources.items()})
+            built += run_columns([build], OperatorsMaker, (config.dataset, *columns, *asked), workers, resources)
+            operators.write_index(plan, pins)
     print(f"{config.dataset}: {len(built)} shards built in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _operators_provenance(config, sources: dict[str, Index], note, reconstructor, size: tuple[int, int]):
+def _missing_operators(operators: Column, declared: Provenance, table: Table, gaussians: Column | None) -> set[int]:
+    """The shards that are to be made: those of other sources too, as far as the Gaussians are there to tell."""
+    masks, windows = table.by_kind["masks"], table.windows
+    if gaussians is None:
+        return set(operators.missing(windows_plan(windows, declared, [masks])))
+    if read_current(gaussians.root, gaussians.name) is None:
+        return {number for number, *_ in windows.metadata["shards"]}
+    stored = Index.open(gaussians.root, gaussians.name)
+    there = stored.tar_sums()
+    new = {number for number, *_ in windows.metadata["shards"] if str(number) not in there}
+    return new or set(operators.missing(windows_plan(windows, declared, [masks], [stored])))
+
+
+def _operators_provenance(
+    config: CacheGaussiansConfig, table: Table, made: Provenance, note: Provenance, reconstructor: Reconstructor
+) -> Provenance:
+    """made: provenance of the Gaussians, from which operators are made where they are kept."""
     from training.backbone import grid_size
 
-    asked = (grid_size(*size), config.operators.targets, config.operators.values)
-    return operators_provenance(sources, note, reconstructor.describe(), *asked, recorded())
+    sources = {name: index.provenance for name, index in table.columns.items()}
+    if config.keep_gaussians:
+        sources[config.column] = made.fingerprint
+    grid = grid_size(note.settings["height"], note.settings["width"])
+    asked = (grid, config.operators.targets, config.operators.values)
+    return operators_provenance(sources, config.masks, note, reconstructor.describe(), *asked, recorded())
 
 
 def _check(config: CacheGaussiansConfig) -> None:

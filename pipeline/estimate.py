@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from configs.schema import BuildShardsConfig, CacheGaussiansConfig
-from pipeline.columns.gaussians import gaussian_members, windows_plan
+from pipeline.columns.gaussians import gaussian_members
 from pipeline.columns.operators import target_places
-from pipeline.plan.frames import FramesPlan
 from pipeline.plan.scan import blocks
 from pipeline.plan.windows import plan_scene
 from pipeline.reconstruct.reconstructor import Reconstructor
 from pipeline.scannetpp import BadFrame, BadScene, SceneReader
 from storage.column import Column
-from storage.provenance import Provenance
+from storage.domain import Frame, Gaussians
+from storage.plan import FramesPlan
 from storage.records.frames import encode_frame, encode_mask
 from storage.records.operators import encode_operator
 from storage.table import Table
@@ -99,14 +99,14 @@ def _sampled_frames(config: BuildShardsConfig, missing: Sequence[tuple[str, int]
 
 
 def estimate_windows(
-    config: CacheGaussiansConfig, table: Table, reconstructor: Reconstructor, gaussians: Column, provenance: Provenance
+    config: CacheGaussiansConfig, table: Table, reconstructor: Reconstructor, missing: Mapping[str, set[int]]
 ) -> list[str]:
-    """Lines of text: the shards of `gaussians` that are missing, and bytes and hours of both columns from a few timed windows."""
-    plan = windows_plan(table.windows, provenance)
-    missing = gaussians.missing(plan) if config.keep_gaussians else {p.number: [] for p in plan}
-    windows = sum(len(table.windows.rows_of_shard(number)) for number in missing)
-    lines = [f"{config.windows}: {len(table)} windows in {len(plan)} shards; {len(missing)} shards of {windows} windows to make"]
-    if not windows:
+    """Lines of text: what is missing of `gaussians` and `operators` (shards of the windows table), with bytes and hours from a few timed
+    windows."""
+    shards, lines = len(table.windows.metadata["shards"]), [f"{config.windows}: {len(table)} windows"]
+    windows = {name: sum(len(table.windows.rows_of_shard(number)) for number in numbers) for name, numbers in missing.items()}
+    lines += [f"{name}: {len(numbers)} of {shards} shards to make, {windows[name]} windows" for name, numbers in missing.items()]
+    if not any(windows.values()):
         return lines
     parts: dict[str, list[tuple[float, int]]] = {"gaussians": [], "operators": []}
     for number in np.linspace(0, len(table) - 1, min(_SAMPLES, len(table))).round().astype(int):
@@ -118,20 +118,22 @@ def estimate_windows(
         members = gaussian_members(cloud, [view.camera for view in context])
         spent = time.monotonic() - began[1] if reconstructor.uses_gpu else time.process_time() - began[0]
         parts["gaussians"].append((spent, sum(map(len, members.values()))))
-        if labels and "skipped.json" not in members:
+        if labels and isinstance(cloud, Gaussians):
             parts["operators"].append(_sampled_operators(config, row.targets(labels=True), context, cloud))
     for name, samples in parts.items():
-        if samples and (name == "operators" or config.keep_gaussians):
+        if samples and windows[name]:
             seconds, size = (float(np.mean(values)) for values in zip(*samples, strict=True))
             unit = "hours of the device" if reconstructor.uses_gpu and name == "gaussians" else "CPU-hours"
             lines.append(
-                f"{name}: about {windows * size / 1e9:.2f} GB and {windows * seconds / 3600:.2f} {unit} "
+                f"{name}: about {windows[name] * size / 1e9:.2f} GB and {windows[name] * seconds / 3600:.2f} {unit} "
                 f"({seconds:.2f} s and {size / 1e3:.0f} kB a window; timed on {len(samples)})"
             )
     return lines
 
 
-def _sampled_operators(config: CacheGaussiansConfig, targets, context, cloud) -> tuple[float, int]:
+def _sampled_operators(
+    config: CacheGaussiansConfig, targets: Sequence[Frame], context: Sequence[Frame], cloud: Gaussians
+) -> tuple[float, int]:
     from training.splat.window import WindowSplat
 
     began, size = time.process_time(), 0

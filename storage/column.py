@@ -27,11 +27,12 @@ import numpy as np
 import pyarrow as pa
 
 from storage import codec, location, shard
-from storage.index import ATTRIBUTES, Damaged, Index, IndexRows, encode_index, index_name, read_current, set_aside_hint
+from storage.index import ATTRIBUTES, FRAME_ATTRIBUTES, Damaged, Index, IndexRows, encode_index, index_name, read_current, set_aside_hint
 from storage.location import NotFound, StorageError, join
 from storage.provenance import Provenance, differences
 
 FORMAT_VERSION = 2
+COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _SOURCE_DIGITS, _SUM_DIGITS = 16, 8  # of the digests in a record's name
 _RECORDS = 1000  # read at a time for an index
 
@@ -105,7 +106,7 @@ class Column:
     """One column of the dataset at `root`, for those who build it."""
 
     def __init__(self, root: str, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        if not COLUMN_NAME.fullmatch(name):
             raise StorageError(f"{root}: {name!r} is no name for a column; use letters, digits, '-' and '_'")
         self.root, self.name, self.url = root, name, join(root, name)
         self._tar_name = re.compile(rf"{re.escape(name)}-\d{{6,}}\.tar")
@@ -269,7 +270,7 @@ class Column:
 
         of: the sums of the indexes that this column was made for, by column. Equal records give equal bytes.
         """
-        present = {(c.number, c.source): c for c in self.listing() if c.whole}
+        present = self._present()
         absent = [p.number for p in plan if (p.number, p.source) not in present]
         if absent:
             raise StorageError(f"{self.url}: {len(absent)} shards are not committed, the first is {absent[0]}; run the build again")
@@ -291,8 +292,23 @@ class Column:
                     yield record
 
         rows = index_rows(checked())
+        if provenance.settings["kind"] == "frames" and not len(rows):
+            rows.attributes = {name: [] for name in FRAME_ATTRIBUTES}
         metadata = {"kind": provenance.settings["kind"], "of": dict(of), "provenance": provenance.fingerprint, "shards": shards}
         return self.publish_index(rows, metadata, names)
+
+    def _present(self) -> dict[tuple[int, str], Committed]:
+        """The whole shards by number and source; of one that was made twice, with other bytes of one length, what fits its tar."""
+        present: dict[tuple[int, str], Committed] = {}
+        for committed in self.listing():
+            other = present.get((committed.number, committed.source))
+            if committed.whole and (other is None or not self._fits_its_tar(other)):
+                present[committed.number, committed.source] = committed
+        return present
+
+    def _fits_its_tar(self, committed: Committed) -> bool:
+        tar_sha256 = hashlib.sha256(location.read_bytes(self.tar_url(committed.number))).hexdigest()
+        return self.records([committed])[0].tar_sha256 == tar_sha256
 
     def publish_index(self, rows: IndexRows, metadata: Mapping[str, Any], records: str) -> Index:
         """Writes an index under its sum, then makes it the current one. records: digest of what it was put together from."""

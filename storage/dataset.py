@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from storage import location
-from storage.column import Column
+from storage.column import COLUMN_NAME, Column
 from storage.index import INDEX_NAME, Index, index_name, read_current
 from storage.location import join
+from storage.plan import FramesPlan
 
+OF_FRAMES = ("frames", "masks", "features")  # the kinds whose shards are numbered as the plan of `frames` says
 SCENES, SET_ASIDE = "scenes", "set-aside"  # the folders beside the columns: a report of each scene, what verify.py moved away
-PLAN_NAME = re.compile(r"plan-\d{6,}\.json")
 
 
 def column_names(root: str) -> list[str]:
@@ -21,7 +21,8 @@ def column_names(root: str) -> list[str]:
 
 def _holds_column(root: str, name: str) -> bool:
     there = location.list_sizes(join(root, name))
-    return bool({"column.json", "current.json"} & there.keys()) or any(file.endswith(".tar") for file in there)
+    notes = {"column.json", "current.json"} & there.keys()
+    return COLUMN_NAME.fullmatch(name) is not None and (bool(notes) or any(Column(root, name).is_of_shard(file) for file in there))
 
 
 def objects_of_shards(root: str, name: str, numbers: set[int]) -> list[str]:
@@ -34,7 +35,8 @@ def objects_of_shards(root: str, name: str, numbers: set[int]) -> list[str]:
 def retired_objects(root: str, name: str, sizes: Mapping[str, int]) -> list[str]:
     """The names of a column's indexes, tars and commit records that do not count any more.
 
-    sizes: of the objects in the column's folder. Numbers only grow: a whole shard above the index's last is a build under way.
+    sizes: of the objects in the column's folder. A whole shard that the plan of `frames` names, or whose number is above the index's last,
+    is of a build under way.
     """
     column, current = Column(root, name), read_current(root, name)
     kept, there = set(), None
@@ -44,6 +46,8 @@ def retired_objects(root: str, name: str, sizes: Mapping[str, int]) -> list[str]
         index = Index.open(root, name, current["index"])
         kept.add(index_name(index.sha256))
         there = set() if index.kind == "windows" else {number for number, *_ in index.metadata["shards"]}
+        if index.kind in OF_FRAMES:
+            there |= {shard.number for shard in FramesPlan.read(root).shards}
     for committed in column.listed(sizes):
         if committed.whole and (there is None or committed.number in there or committed.number > max(there, default=-1)):
             kept |= {committed.record_name, column.tar_name(committed.number)}

@@ -17,9 +17,10 @@ from configs import command
 from configs.schema import DescribeConfig
 from storage import codec, location
 from storage.column import Column
-from storage.dataset import PLAN_NAME, SCENES, SET_ASIDE, column_names, retired_objects
+from storage.dataset import SCENES, SET_ASIDE, column_names, retired_objects
 from storage.index import Damaged, Index, read_current, set_aside_hint
 from storage.location import NotFound, join
+from storage.plan import PLAN_NAME
 from storage.provenance import Provenance
 
 _ORDER = ("frames", "masks", "features", "windows", "gaussians", "operators")

@@ -15,7 +15,7 @@ import mmap
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ ATTRIBUTES: dict[str, pa.DataType] = {
     "targets": pa.list_(pa.int32()),
 }
 """What a row may carry beside its members, and as what type."""
+FRAME_ATTRIBUTES = ("scene", "number", "held_out", "c2w")
 
 
 class Damaged(StorageError):
@@ -181,10 +182,11 @@ class Index:
     @classmethod
     def _load(cls, root: str, column: str, name: str) -> Index:
         url = join(root, column, name)
-        local = location.local_path(url)
-        path = _node_copy(url) if local is None else local
+        path = location.local_path(url) or _node_copy(url)
         try:
             sha256 = _file_sha256(path)
+            if index_name(sha256) != name and location.local_path(url) is None:
+                sha256 = _file_sha256(_node_copy(url, anew=True))
         except FileNotFoundError as error:
             raise NotFound(f"{url}: this index is gone; start a new run, or bring it back") from error
         if index_name(sha256) != name:
@@ -226,6 +228,10 @@ class Index:
     def _scenes(self) -> tuple[np.ndarray, np.ndarray]:
         return _strings(self._column("scene"))
 
+    def is_of_scenes(self, scenes: Iterable[str]) -> np.ndarray:
+        """[rows] bool: whether each row belongs to one of these scenes."""
+        return pc.is_in(self._column("scene"), value_set=pa.array(sorted(scenes), pa.string())).to_numpy(zero_copy_only=False)
+
     def scene(self, row: int) -> str:
         ends, data = self._scenes
         return data[ends[row] : ends[row + 1]].tobytes().decode()
@@ -233,10 +239,6 @@ class Index:
     def scenes(self) -> set[str]:
         """Every scene that has a row."""
         return set(pc.unique(self._table["scene"]).to_pylist())
-
-    def shards_of_scene(self, scene: str) -> set[int]:
-        """The shards that hold a row of a scene."""
-        return set(self._shards[pc.equal(self._column("scene"), scene).to_numpy(zero_copy_only=False)].tolist())
 
     def key(self, row: int) -> str:
         return self._key_bytes[self._key_ends[row] : self._key_ends[row + 1]].tobytes().decode()
@@ -328,14 +330,13 @@ def node_folder() -> Path:
     return folder
 
 
-def _node_copy(url: str) -> Path:
-    """The node's copy of a remote index, read where there is no sound one yet, and moved in whole."""
+def _node_copy(url: str, anew: bool = False) -> Path:
+    """The node's copy of a remote index, read where there is none yet, and moved in whole. anew: the copy that is there is damaged."""
     folder = node_folder() / "index"
     folder.mkdir(exist_ok=True)
-    name = url.rsplit("/", 1)[1]
-    path = folder / name
-    if not path.exists() or index_name(_file_sha256(path)) != name:
-        temporary = folder / f"{name}.{os.getpid()}.partial"
+    path = folder / url.rsplit("/", 1)[1]
+    if anew or not path.exists():
+        temporary = folder / f"{path.name}.{os.getpid()}.partial"
         temporary.write_bytes(location.read_bytes(url))
         os.replace(temporary, path)
     return path

@@ -112,8 +112,8 @@ def _name(member: Member) -> str:
 
 def _differs(member: Member) -> str:
     return (
-        f"{member.url}: member {_name_in_tar(member)} differs from its checksum, {_READS} times; run storage/verify.py on its dataset with "
-        "set_aside=true, then the build again"
+        f"{member.url}: member {_name_in_tar(member)} differs from its checksum, {_READS} times: damaged, or made anew since this index "
+        "was pinned; run storage/verify.py on its dataset: with set_aside=true it moves what is damaged, for the build to make again"
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from storage.domain import Camera, Frame, Gaussians
 from storage.index import Index, Member
-from storage.location import StorageError
+from storage.location import NotFound, StorageError
 from storage.reader import MemberReader
 from storage.records.frames import CAMERA, DEPTH, IMAGE, MASK, TOKENS, VALID, decode_frame, decode_tokens
 from storage.records.gaussians import MEMBERS as GAUSSIAN_MEMBERS
@@ -69,6 +69,11 @@ class Table:
         Raises NotFound for a column without a finished build; StorageError where one was made for another state of the others.
         """
         names = list(dict.fromkeys([FRAMES, *columns]))
+        unpinned = [name for name in names if pinned and name not in pinned]
+        if unpinned:
+            raise NotFound(
+                f"{root}: column {unpinned[0]!r} is none of those that were pinned ({', '.join(sorted(pinned or {}))}); start anew"
+            )
         opened = {name: Index.open(root, name, pinned[name] if pinned else None) for name in names}
         for name, index in opened.items():
             for source, sha256 in index.of.items():
@@ -99,7 +104,9 @@ class Table:
         return Row(self, number)
 
     def rows_of_shard(self, number: int) -> list[Row]:
-        """The windows of one shard of the windows table."""
+        """The windows of one shard of the windows table. Raises StorageError where it has no such shard."""
+        if not self.windows.rows_of_shard(number):
+            raise StorageError(f"{self.root}: the windows table {self.windows.column!r} has no shard {number}")
         return [Row(self, number) for number in self.windows.rows_of_shard(number)]
 
     def context(self, row: int) -> np.ndarray:

@@ -28,9 +28,10 @@ from configs import command
 from configs.schema import VerifyConfig
 from storage import codec, location, shard
 from storage.column import Column, Committed, Record, index_rows, records_digest
-from storage.dataset import PLAN_NAME, SCENES, SET_ASIDE, column_names
+from storage.dataset import SCENES, SET_ASIDE, column_names
 from storage.index import INDEX_NAME, Damaged, Index, decode_current, encode_index, index_name
 from storage.location import NotFound, StorageError, join
+from storage.plan import PLAN_NAME
 from storage.provenance import Provenance
 from storage.records.check import RowCheck
 

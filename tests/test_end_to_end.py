@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,12 @@ BIN = Path(sys.executable).parent
 
 
 def shell(environment: dict[str, str], *arguments: str) -> str:
-    result = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
-    output = result.stdout + result.stderr
+    for _ in range(10):
+        result = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
+        output = result.stdout + result.stderr
+        if "No available agent to submit job" not in output:  # Ray's job server answers before it can take one
+            break
+        time.sleep(2)
     assert result.returncode == 0, f"{' '.join(arguments)} ended with {result.returncode}:\n{output[-5000:]}"
     return output
 

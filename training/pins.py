@@ -6,11 +6,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from configs import ConfigError
 from configs.schema import TrainConfig
 from storage import codec, location
 from storage.index import Damaged, Index, read_current
 from storage.location import NotFound, StorageError, join
+from training import checkpoint
 from training.rows import WindowRows, open_rows
 
 
@@ -18,45 +18,53 @@ def pinned_rows(config: TrainConfig) -> WindowRows:
     """The rows of a run: those of the indexes that it began with, which a dataset that grows keeps.
 
     Rank 0 decides, all ranks follow. Raises StorageError where a scene was withdrawn since, unless `loader.skip_withdrawn`: its rows are
-    then replaced by others.
+    then replaced by others, and `dataset.json` says so.
     """
     said: list[Any] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
-        said = [_decide(config)]
+        try:
+            said = [_decide(config)]
+        except Exception as error:  # an error is an answer too: the other ranks wait for one
+            said = [error]
     if dist.is_initialized():
         dist.broadcast_object_list(said)
     if isinstance(said[0], Exception):
         raise said[0]
-    rows = open_rows(config, said[0])
-    rows.withdrawn = _withdrawn(config, rows)
+    indexes, withdrawn = said[0]
+    rows = open_rows(config, indexes)
+    rows.withdrawn = frozenset(withdrawn)
     return rows
 
 
-def _decide(config: TrainConfig) -> dict[str, str] | Exception:
-    """The pins that lie with the run, or new ones, which are written there. An error is an answer too: the other ranks wait for one."""
+def _decide(config: TrainConfig) -> tuple[dict[str, str], list[str]]:
+    """The sums that lie with the run, or, where it has no checkpoint yet, those of now; and the scenes to do without."""
     url = join(config.output, "dataset.json")
+    noted = _read(url) if checkpoint.steps(config.output) else None
+    rows = open_rows(config, noted and noted["indexes"])
+    indexes, withdrawn = rows.pins or {}, sorted(_withdrawn(config, rows))
+    if noted != {"indexes": indexes, "withdrawn": withdrawn}:
+        location.write_bytes(url, codec.seal({"indexes": indexes, "withdrawn": withdrawn}))
+    return indexes, withdrawn
+
+
+def _read(url: str) -> dict[str, Any] | None:
     try:
-        try:
-            return codec.unseal(location.read_bytes(url))
-        except NotFound:
-            pins = open_rows(config).pins or {}
-            location.write_bytes(url, codec.seal(pins))
-            return pins
-        except ValueError as error:
-            raise Damaged(f"{url}: damaged ({error}); start the run anew with another output") from error
-    except (StorageError, ConfigError) as error:
-        return error
+        return codec.unseal(location.read_bytes(url))
+    except NotFound:
+        return None
+    except ValueError as error:
+        raise Damaged(f"{url}: damaged ({error}); start the run anew with another output") from error
 
 
-def _withdrawn(config: TrainConfig, rows: WindowRows) -> frozenset[str]:
+def _withdrawn(config: TrainConfig, rows: WindowRows) -> set[str]:
     """The scenes of the pinned rows that the dataset no longer has."""
     current = read_current(config.dataset, "frames")
     if current is None or current["index"] == rows.table.frames.sha256:
-        return frozenset()
+        return set()
     gone = rows.table.windows.scenes() - Index.open(config.dataset, "frames", current["index"]).scenes()
     if gone and not config.loader.skip_withdrawn:
         raise StorageError(
             f"{config.dataset}: {len(gone)} scenes of this run's rows were withdrawn since it began ({', '.join(sorted(gone)[:3])}); start "
             "a new run (output=...), or go on without them: loader.skip_withdrawn=true"
         )
-    return frozenset(gone)
+    return gone

@@ -20,6 +20,7 @@ import torch
 from configs import ConfigError
 from configs.schema import SupervisionMode, TeacherMode, TrainConfig
 from storage import codec
+from storage.column import Column
 from storage.domain import Frame
 from storage.index import Member
 from storage.location import StorageError
@@ -87,7 +88,10 @@ class WindowRows:
         config = self.config
         names = [config.windows, config.supervision.operators if self.cached else config.supervision.gaussians]
         names += ["features"] if self.tokens else []
-        names += [config.supervision.masks] if self.labels or not self.cached else []
+        if not self.cached:
+            names.append(config.supervision.masks)
+        elif self.labels:  # those that the operators blend by
+            names.append(Column(config.dataset, config.supervision.operators).provenance().settings["masks"])
         cache = NodeCache(config.loader.cache, int(config.loader.cache_gb * 1e9)) if config.loader.cache else None
         return Table.open(config.dataset, names, self.pins, MemberReader(cache))
 
@@ -99,10 +103,10 @@ class WindowRows:
         """The rows that may stand in for those of withdrawn scenes; None where none is withdrawn."""
         if not self.withdrawn:
             return None
-        kept = [row for row in range(len(self)) if self.table.windows.scene(row) not in self.withdrawn]
-        if not kept:
+        kept = np.flatnonzero(~self.table.windows.is_of_scenes(self.withdrawn))
+        if not len(kept):
             raise StorageError(f"{self.config.dataset}: every row of the run's index belongs to a withdrawn scene; start a new run")
-        return np.array(kept)
+        return kept
 
     def fetch(self, choices: Sequence[Choice]) -> Fetched:
         """What the rows of a batch need, read: neighbours in one request, all requests in flight together."""

@@ -48,14 +48,17 @@ def context_frames(frames: Index, windows: Index) -> np.ndarray:
 
 
 class FeaturesMaker:
-    """The tokens of the frames of a shard. windows: the table whose context frames alone are wanted; None for all frames."""
+    """The tokens of the frames of a shard. windows: the table whose context frames alone are wanted; None for all frames.
+    pins: the sums of the indexes that the shard was planned from."""
 
-    def __init__(self, dataset: str, backbone: BackboneConfig, height: int, width: int, windows: str | None) -> None:
+    def __init__(
+        self, dataset: str, backbone: BackboneConfig, height: int, width: int, windows: str | None, pins: Mapping[str, str]
+    ) -> None:
         import torch
 
         from training.backbone import build_backbone, load_weights
 
-        self.table = Table.open(dataset, [windows] if windows else [])
+        self.table = Table.open(dataset, [windows] if windows else [], pins)
         self.wanted = context_frames(self.table.frames, self.table.windows) if windows else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = build_backbone(backbone.architecture, load_weights(backbone), height, width).to(self.device).eval()

@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 from configs.schema import BuildShardsConfig
 from pipeline.columns.job import Content
-from pipeline.plan.frames import FramesPlan
 from pipeline.plan.scan import blocks
 from pipeline.scannetpp import BadFrame, BadScene, SceneReader
 from storage.column import FORMAT_VERSION, ShardPlan, source_digest
 from storage.location import StorageError
+from storage.plan import FramesPlan
 from storage.provenance import Provenance
 from storage.records.frames import encode_frame, encode_mask, frame_key
 
@@ -44,7 +44,9 @@ class FramesMaker:
         self._scene: SceneReader | None = None
 
     def make(self, number: int) -> dict[str, Content]:
-        planned = self.planned[number]
+        planned = self.planned.get(number)
+        if planned is None:
+            raise StorageError(f"{self.config.dataset}: shard {number} of frames is no longer planned; its scene was withdrawn meanwhile")
         reader = self._reader(planned.scene)
         block = next((b for b in blocks(self.config, reader.index, self.fingerprint) if b.source == planned.source), None)
         if block is None:

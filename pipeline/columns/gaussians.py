@@ -13,6 +13,7 @@ from storage.column import ShardPlan, source_digest
 from storage.domain import Camera, Gaussians
 from storage.index import Index
 from storage.provenance import Provenance
+from storage.records import SKIPPED
 from storage.records.gaussians import encode_gaussians, transparent_gaussians
 from storage.shard import Row
 from storage.table import Table
@@ -43,10 +44,13 @@ def windows_plan(
 
 
 class GaussiansMaker:
-    """A reconstructor's output for each window of a shard. A context that it refuses is transparent, with the reason as `skipped.json`."""
+    """A reconstructor's output for each window of a shard. A context that it refuses is transparent, with the reason as `skipped.json`.
 
-    def __init__(self, dataset: str, windows: str, reconstructor: dict[str, Any], column: str) -> None:
-        self.table, self.column = Table.open(dataset, [windows]), column
+    pins: the sums of the indexes that the shard was planned from.
+    """
+
+    def __init__(self, dataset: str, windows: str, reconstructor: dict[str, Any], column: str, pins: Mapping[str, str]) -> None:
+        self.table, self.column = Table.open(dataset, [windows], pins), column
         self.reconstructor = make_reconstructor(reconstructor)
 
     def make(self, number: int) -> dict[str, Content]:
@@ -70,4 +74,4 @@ def gaussian_members(cloud: Gaussians | BadContext, cameras: Sequence[Camera]) -
         return encode_gaussians(cloud, cameras)
     except ValueError as error:  # BadContext, or Gaussians that the record cannot hold
         skipped = codec.encode_json({"reason": str(error)})
-        return {**encode_gaussians(transparent_gaussians(cameras), cameras), "skipped.json": skipped}
+        return {**encode_gaussians(transparent_gaussians(cameras), cameras), SKIPPED: skipped}

@@ -16,6 +16,7 @@ from pipeline.cluster import result_of
 from storage import codec
 from storage.column import Column, ShardPlan
 from storage.location import StorageError
+from storage.records import SKIPPED
 from storage.shard import Row
 
 _RESTARTS = 3
@@ -95,7 +96,7 @@ def run_columns(
                     column, provenance = columns[name]
                     plan, stale = wanted[name]
                     shard_rows = list(content.rows)
-                    refused |= {k: codec.decode_json(m["skipped.json"])["reason"] for k, m in shard_rows if "skipped.json" in m}
+                    refused |= {k: codec.decode_json(m[SKIPPED])["reason"] for k, m in shard_rows if SKIPPED in m}
                     column.commit(plan, shard_rows, provenance, stale, content.attributes, content.notes)
                     rows = max(rows, len(shard_rows))
             return rows, refused

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.columns.gaussians import GaussiansMaker
 from pipeline.columns.job import Content
-from storage.index import Index
 from storage.provenance import Provenance
+from storage.records import SKIPPED
 from storage.records.gaussians import MEMBERS, decode_gaussians
 from storage.records.operators import encode_operator, operator_member, operator_source
 from storage.shard import Row
@@ -20,20 +20,20 @@ FORMAT_VERSION = 2
 
 
 def operators_provenance(
-    sources: Mapping[str, Index], note: Provenance, reconstructor: Mapping[str, Any], grid: tuple[int, int], targets: str, values: str,
-    recorded: Mapping,
+    sources: Mapping[str, str], masks: str, note: Provenance, reconstructor: Mapping[str, Any], grid: tuple[int, int], targets: str,
+    values: str, recorded: Mapping,
 ) -> Provenance:  # fmt: skip
-    """Of `operators`. sources: the indexes that it is made from, by name; note: that of `frames`; grid: (h,w) tokens of an image.
+    """Of `operators`. sources: fingerprints of the columns that it is made from, by name, `masks` among them; note: that of `frames`;
+    grid: (h,w) tokens of an image.
 
     The lift rule is named as it is: bilinear between the tokens that carry a pixel's own label, the published align-corners grid.
     """
     settings = {
-        "kind": "operators", "reconstructor": dict(reconstructor), "grid": list(grid), "targets": targets, "values": values,
-        "masks": next(name for name, index in sources.items() if index.kind == "masks"),
+        "kind": "operators", "reconstructor": dict(reconstructor), "grid": list(grid), "targets": targets, "values": values, "masks": masks,
         "lift": {"no_neighbour": "zero", "upsample_grid": "align_corners"},
         **{name: note.settings[name] for name in ("source", "licence")},
     }  # fmt: skip
-    return Provenance({name: index.provenance for name, index in sources.items()}, settings, FORMAT_VERSION, recorded)
+    return Provenance(sources, settings, FORMAT_VERSION, recorded)
 
 
 class OperatorsMaker:
@@ -45,11 +45,11 @@ class OperatorsMaker:
 
     def __init__(
         self, dataset: str, windows: str, masks: str, gaussians: str | None, reconstructor: dict[str, Any], column: str, provenance: str,
-        targets: str, values: str,
+        targets: str, values: str, pins: Mapping[str, str],
     ) -> None:  # fmt: skip
         self.column, self.provenance, self.targets, self.values = column, provenance, targets, values
-        self.table = Table.open(dataset, [windows, masks, *([gaussians] if gaussians else [])])
-        self.reconstructed = None if gaussians else GaussiansMaker(dataset, windows, reconstructor, column)
+        self.table = Table.open(dataset, [windows, masks, *([gaussians] if gaussians else [])], pins)
+        self.reconstructed = None if gaussians else GaussiansMaker(dataset, windows, reconstructor, column, pins)
 
     def make(self, number: int) -> dict[str, Content]:
         return {self.column: Content(list(self._rows(number)))}
@@ -67,11 +67,11 @@ class OperatorsMaker:
                 source = operator_source(self.provenance, row.key, self.table.frames.key(row.window().targets[place]))
                 operator = splat.operator(targets[place], source_hash=source)
                 members[operator_member(place)] = next(iter(encode_operator(operator, self.values).values()))
-            yield row.key, {**members, **{name: data for name, data in cloud.items() if name == "skipped.json"}}
+            yield row.key, {**members, **{name: data for name, data in cloud.items() if name == SKIPPED}}
 
     def _stored(self, window: int) -> dict[str, bytes]:
         index = self.table.by_kind["gaussians"]
-        names = [*MEMBERS, *(name for name in ("skipped.json",) if index.has(self.table.row_in("gaussians", window), name))]
+        names = [*MEMBERS, *(name for name in (SKIPPED,) if index.has(self.table.row_in("gaussians", window), name))]
         parts = self.table.reader.read([self.table.locate("gaussians", window, name) for name in names])
         return dict(zip(names, parts, strict=True))
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.schema import BuildShardsConfig
-from pipeline.plan.frames import Wanted
 from pipeline.scannetpp import BadScene, FrameEntry, SceneIndex, read_scene
 from storage import codec, location
 from storage.column import Record, source_digest
 from storage.location import join
+from storage.plan import Wanted
 
 Report = dict[str, Any]
 _COUNTER = re.compile(r"(\d+)$")

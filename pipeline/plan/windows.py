@@ -22,7 +22,6 @@ from configs import ConfigError
 from configs.schema import WindowsConfig
 from storage.column import Column, source_digest
 from storage.index import Index, IndexRows, read_current
-from storage.location import NotFound
 from storage.provenance import Provenance
 
 RULES = ("gap", "baseline")
@@ -205,11 +204,3 @@ def scene_rows(frames: Index) -> list[tuple[str, np.ndarray]]:
     order = np.lexsort((numbers, first[code]))
     ends = np.flatnonzero(np.diff(first[code][order])) + 1
     return [(str(scenes[rows[0]]), rows) for rows in np.split(order, ends) if len(rows)]
-
-
-def open_windows(dataset: str, name: str) -> Index:
-    """The current windows table. Raises StorageError where `frames` has changed since."""
-    windows, frames = Index.open(dataset, name), read_current(dataset, "frames")
-    if frames is None or windows.of["frames"] != frames["index"]:
-        raise NotFound(f"{dataset}: the windows table {name!r} was planned before `frames` became what it is; run pipeline/plan_windows.py")
-    return windows

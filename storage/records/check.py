@@ -10,11 +10,10 @@ from storage import codec
 from storage.domain import Camera
 from storage.index import Index
 from storage.reader import MemberReader
+from storage.records import SKIPPED
 from storage.records.frames import CAMERA, MASK, TOKENS, decode_camera, decode_frame, decode_tokens
 from storage.records.gaussians import decode_gaussians
 from storage.records.operators import OPERATOR_MEMBERS, decode_operator, operator_member, operator_source
-
-SKIPPED = "skipped.json"
 
 
 class RowCheck:

@@ -197,7 +197,8 @@ def test_a_refused_context_keeps_its_row_and_says_why(dataset: str, monkeypatch:
     def refuse(*_: object) -> None:
         raise BadContext("identical cameras")
 
-    maker = GaussiansMaker(dataset, "windows", {"_target_": "pipeline.reconstruct.depth.DepthReconstructor", "footprint": 0.5}, "g")
+    pins = Table.open(dataset, ["windows"]).pins()
+    maker = GaussiansMaker(dataset, "windows", {"_target_": "pipeline.reconstruct.depth.DepthReconstructor", "footprint": 0.5}, "g", pins)
     monkeypatch.setattr(DepthReconstructor, "reconstruct", refuse)
     rows = dict(maker.make(0)["g"].rows)
     windows = Table.open(dataset, ["windows"]).rows_of_shard(0)

@@ -171,15 +171,15 @@ def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], sav
     make_reconstructor(config).check_size(HEIGHT, WIDTH)
     url = str(tmp_path / "dataset")
     write_dataset(url, [Scene("scene", pair(), [PlannedWindow((0, 1), (0, 1))])])
-    row = Table.open(url, ["windows", "masks"]).row(0)
-    views = row.context(labels=True)  # through a JPEG
-    ((_, members),) = GaussiansMaker(url, "windows", config, "gaussians").rows(0)
+    table = Table.open(url, ["windows", "masks"])
+    views, pins = table.row(0).context(labels=True), table.pins()  # through a JPEG
+    ((_, members),) = GaussiansMaker(url, "windows", config, "gaussians", pins).rows(0)
     got = decode_gaussians(members, [view.camera for view in views])
     made = make_reconstructor(config).reconstruct(views)
     assert not got.pixel_aligned
     assert len(got) == settings.get("count", 2 * WIDTH * HEIGHT)
     np.testing.assert_allclose(got.means, made.means, atol=1e-3)
-    maker = OperatorsMaker(url, "windows", "masks", None, config, "operators", "made", "all", "f16")
+    maker = OperatorsMaker(url, "windows", "masks", None, config, "operators", "made", "all", "f16", pins)
     ((key, rows),) = maker.make(0)["operators"].rows
     source = operator_source("made", key, "scene-1")
     operator = decode_operator({"operator.safetensors": rows["01.operator.safetensors"]}, source)

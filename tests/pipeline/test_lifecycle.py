@@ -165,8 +165,38 @@ def test_a_withdrawn_scene_is_drawn_no_more(
     assert not any(key.startswith(scene) for key in drawn)
     train.run(config)
     assert len(losses(tmp_path / "other-run")) == 4
+    for spec in (raw[1][0], raw[1][2]):  # to the last one
+        withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", f"scene={spec.scene_id}"]))
+    assert not tars(dataset)
+    assert len(Table.open(dataset, DERIVED)) == 0
     with pytest.raises(ConfigError, match="has no such scene"):
         withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", "scene=nobody"]))
+
+
+def test_a_withdrawal_makes_nothing_stale_look_current_and_leaves_no_unfinished_shard(
+    raw: tuple[str, list[RoomSpec]], three: str, tmp_path: Path
+) -> None:
+    """Amid builds that did not finish: frames have grown, one column has no index, one shard was set aside."""
+    dataset, scene = copied(three, tmp_path / "d"), raw[1][1].scene_id
+    list_scenes(raw[0], raw[1])
+    build(raw[0], dataset)
+    (tmp_path / "d" / "gaussians" / "current.json").unlink()
+    number = next(iter(Index.open(dataset, "masks").shard_of_rows()[Index.open(dataset, "frames").is_of_scenes([scene])]))
+    aside = tmp_path / "d" / "set-aside" / "masks"
+    aside.mkdir(parents=True)
+    for path in (tmp_path / "d" / "masks").glob(f"masks-{number:06d}.*"):
+        shutil.copy(path, aside)
+    withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", f"scene={scene}"]))
+    assert not any(scene.encode() in path.read_bytes() for path in Path(dataset).rglob("*.tar"))
+    assert not list(aside.iterdir())
+    for name in ("masks", "windows"):
+        Table.open(dataset, ["windows", name])
+    with pytest.raises(StorageError, match="column 'operators' was made for another state of"):
+        Table.open(dataset, ["windows", "operators"])
+    cache(dataset)
+    table = Table.open(dataset, DERIVED)
+    assert len(table) == 12
+    assert scene not in table.windows.scenes()
 
 
 def test_a_mended_raw_file_makes_exactly_its_shards_anew(
@@ -272,8 +302,11 @@ def test_a_plan_says_what_would_be_made_and_makes_nothing(
     assert "frames, masks: 6 of 15 shards to make, 40 frames of 2 scenes" in capsys.readouterr().out
     cache(three, "column=other", "operators.column=others", "plan_only=true")
     printed = capsys.readouterr().out
-    assert "6 shards of 9 windows to make" in printed
+    assert "gaussians: 6 of 6 shards to make, 9 windows" in printed
+    assert "operators: 6 of 6 shards to make, 9 windows" in printed
     assert "operators: about" in printed
+    cache(three, "plan_only=true")
+    assert "operators: 0 of 6 shards to make, 0 windows" in capsys.readouterr().out
     assert hashes(three) == before
     assert not Path(three, "other").exists()
 

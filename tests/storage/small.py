@@ -8,13 +8,13 @@ from configs.schema import WindowsConfig
 from pipeline.columns.features import features_plan
 from pipeline.columns.frames import masks_plan
 from pipeline.columns.gaussians import windows_plan
-from pipeline.plan.frames import Wanted, agree
 from pipeline.plan.scan import report_url
 from pipeline.plan.windows import build_windows
 from storage import codec, location, shard
 from storage.column import Column, ShardPlan, source_digest
 from storage.domain import Camera, Frame, Gaussians
 from storage.index import Index
+from storage.plan import Wanted, agree
 from storage.provenance import Provenance
 from storage.records.frames import encode_frame, encode_mask, encode_tokens, frame_key
 from storage.records.gaussians import encode_gaussians

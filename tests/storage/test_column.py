@@ -136,6 +136,17 @@ def test_a_shard_made_again_with_other_bytes_of_the_same_length_gets_a_new_index
     assert read([index.locate(0, "b.json"), index.locate(3, "b.json")]) == [b"{}", b"[]"]
 
 
+@pytest.mark.parametrize("last", [b"{}", b"[]", b"77"])
+def test_of_two_records_of_one_shard_the_index_takes_the_one_that_fits_its_tar(tmp_path, last: bytes) -> None:
+    """An actor that was retried after it had committed, on a device that gave other bytes of the same length."""
+    column = build(str(tmp_path), "frames", 2)
+    for content in (*({b"{}", b"[]", b"77"} - {last}), last):
+        column.commit(plan(2)[1], [(key, {**files, "b.json": content}) for key, files in rows(1)], MADE.fingerprint)
+    assert len(column.listing()) == 4
+    index = column.write_index(plan(2), {})
+    assert read([index.locate(3, "b.json")]) == [last]
+
+
 def test_another_configuration_is_refused_by_name(place: str) -> None:
     build(place, "frames", 1)
     other = replace(MADE, settings={**MADE.settings, "size": {"width": 336, "height": 336}})

@@ -1,7 +1,7 @@
 """Deleting: what is named goes and nothing else; describing says what would go, and what is left to do."""
 
 import re
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,24 +13,12 @@ from storage.column import Column, ShardPlan
 from storage.describe import describe
 from storage.index import read_current
 from storage.location import NotFound, StorageError, join
+from storage.plan import FramesPlan, FramesShard
 from storage.provenance import Provenance
 from storage.table import Table
 from storage.verify import Verification
 from tests.conftest import command, hashes
 from tests.storage import small
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("small"))
-    small.build(url)
-    return url
-
-
-@pytest.fixture
-def dataset(made: str, tmp_path: Path) -> str:
-    shutil.copytree(made, tmp_path / "dataset")
-    return str(tmp_path / "dataset")
 
 
 def objects(url: str) -> set[str]:
@@ -43,6 +31,9 @@ def retire(url: str) -> set[str]:
     before = objects(url)
     column = Column(url, "frames")
     frames = Table.open(url, []).frames
+    planned = FramesPlan.read(url)
+    left = tuple(shard for shard in planned.shards if shard.number not in (1, 2))
+    assert replace(planned, generation=planned.generation + 1, shards=left).publish(url)
     kept = [ShardPlan(number, source) for number, source, *_ in frames.metadata["shards"] if number not in (1, 2)]
     column.write_index(kept, {})  # shards 1 and 2 are retired, and the index that named them is an older one
     current = read_current(url, "frames")
@@ -149,6 +140,9 @@ def test_describe_says_what_is_there_stale_unfinished_and_retired(dataset: str) 
     assert "to do" not in text
     assert "no longer counts" not in text
     doomed = retire(dataset)
+    plan = FramesPlan.read(dataset)
+    under_way = [FramesShard(plan.next + n, "d", n, "0" * 16) for n in range(2)]
+    assert replace(plan, generation=plan.generation + 1, next=plan.next + 2, shards=(*plan.shards, *under_way)).publish(dataset)
     column = Column(dataset, "half")
     column.declare(Provenance({"frames": "0"}, {"kind": "features"}, 2))
     text = "\n".join(describe(dataset))

@@ -95,7 +95,8 @@ def test_damage_that_stays_names_tar_member_and_remedy(place: str) -> None:
     named = f"bin at byte {members[1].offset}"  # what no tar header names
     with pytest.raises(Damaged) as caught:
         MemberReader().read(members)
-    assert str(caught.value).startswith(f"{url}: member {named} differs from its checksum, 3 times; run storage/verify.py")
+    assert str(caught.value).startswith(f"{url}: member {named} differs from its checksum, 3 times: damaged, or made anew since")
+    assert "run storage/verify.py" in str(caught.value)
     location.remove(url)
     with pytest.raises(NotFound, match=r"a\.tar: not found.*open the dataset again"):
         MemberReader().read(members)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from configs.schema import VerifyConfig
-from pipeline.plan.frames import FramesPlan
 from storage import codec, location, verify
 from storage.column import Column, ShardPlan
 from storage.location import StorageError, join
+from storage.plan import FramesPlan
 from storage.provenance import Provenance
 from storage.records.operators import encode_operator, operator_member
 from storage.table import Table
@@ -25,19 +25,6 @@ from tests.conftest import command, hashes
 from tests.storage import small
 
 COLUMNS = ("frames", "masks", "features", "windows", "gaussians", "operators")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("small"))
-    small.build(url)
-    return url
-
-
-@pytest.fixture
-def dataset(made: str, tmp_path: Path) -> str:
-    shutil.copytree(made, tmp_path / "dataset")
-    return str(tmp_path / "dataset")
 
 
 def flip(path: Path, rng: random.Random) -> None:

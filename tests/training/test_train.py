@@ -124,14 +124,16 @@ def free_columns(dataset: str) -> tuple[str, str]:
             half = cloud.take(np.random.default_rng(0).permutation(len(cloud))[::2])
             rows.append((row.key, encode_gaussians(half, [view.camera for view in context])))
         gaussians.commit(shard, rows, provenance.fingerprint)
-    sources = {"frames": frames, "windows": windows, "masks": table.by_kind["masks"], "free": gaussians.write_index(plan, of)}
-    provenance = operators_provenance(sources, note, made, (6, 9), "all", "f16", {})
+    sources = {**table.columns, "free": gaussians.write_index(plan, of)}
+    fingerprints = {name: index.provenance for name, index in sources.items()}
+    pins = {name: index.sha256 for name, index in sources.items()}
+    provenance = operators_provenance(fingerprints, "masks", note, made, (6, 9), "all", "f16", {})
     operators.declare(provenance)
-    maker = OperatorsMaker(dataset, "windows", "masks", "free", {}, "free-operators", provenance.fingerprint, "all", "f16")
+    maker = OperatorsMaker(dataset, "windows", "masks", "free", {}, "free-operators", provenance.fingerprint, "all", "f16", pins)
     plan = windows_plan(windows, provenance, [sources["masks"]], [sources["free"]])
     for shard in plan:
         operators.commit(shard, maker.make(shard.number)["free-operators"].rows, provenance.fingerprint)
-    operators.write_index(plan, {name: index.sha256 for name, index in sources.items()})
+    operators.write_index(plan, pins)
     return gaussians.name, operators.name
 
 

@@ -20,7 +20,7 @@ from storage.column import Column
 from storage.index import Damaged, Index, read_current, set_aside_hint
 from storage.location import join
 
-_NAME = re.compile(r"plan-(\d{6,})\.json")
+PLAN_NAME = re.compile(r"plan-(\d{6,})\.json")
 
 
 class FramesShard(NamedTuple):
@@ -78,6 +78,8 @@ class FramesPlan:
     def updated(self, wanted: Sequence[Wanted], committed: Mapping[str, int]) -> FramesPlan:
         """The plan after this one: shards of the wanted scenes as wanted, those of other scenes as they are, withdrawn scenes left out.
 
+        A scene that can no longer be read asks for nothing, and keeps the shards that were made while it could.
+
         committed: number of each committed shard by its source: they keep their numbers even where a plan was lost. The same object comes
         back where nothing changes.
         """
@@ -118,7 +120,7 @@ def agree(dataset: str, wanted: Sequence[Wanted]) -> FramesPlan:
 
 
 def _generations(dataset: str) -> list[int]:
-    return sorted(int(match[1]) for match in map(_NAME.fullmatch, location.list_sizes(join(dataset, "frames"))) if match)
+    return sorted(int(match[1]) for match in map(PLAN_NAME.fullmatch, location.list_sizes(join(dataset, "frames"))) if match)
 
 
 def _url(dataset: str, generation: int) -> str:

@@ -2,7 +2,7 @@
 
     python tests/bench/bench_table.py [--rows 10000 100000 1000000] [--shards 10000] [--out file.json]
 
-The tables hold made-up rows and no tars: `frames`, `windows` of stride 1 with 9 frames each, `operators` with one for each of them. A
+The tables hold made-up rows and no tars: `frames`, `masks`, `windows` of stride 1 with 9 frames each, `operators` into each of them. A
 reader and two workers, fresh processes all, open the same tables one after the other and keep them open together. Opening: wall time of
 the second time, so that the files lie in the page cache. Private: what a process holds for itself (Private_Clean and Private_Dirty), over
 what it held before it opened, after its lookups. A lookup draws a target for a random row and finds what a step in operators mode reads of
@@ -48,13 +48,13 @@ from tests.servers import delayed, requests_made, seaweedfs  # noqa: E402
 from training.rows import WindowRows  # noqa: E402
 
 TARGETS, SCENE, SHARD = 9, 500, 64
-COLUMNS = ["windows", "operators"]  # and `frames`: what a run in operators mode opens
+COLUMNS = ["windows", "masks", "operators"]  # and `frames`
 LOOKUPS = 20_000
 OPEN_S, PRIVATE_MB, LOOKUP_US, LISTING_S, INDEXING_S = 1.0, 50.0, 30.0, 10.0, 60.0
 
 
 def write_tables(root: str, rows: int) -> dict[str, int]:
-    """The three indexes with some `rows` rows each. Returns the bytes of each."""
+    """The four indexes with some `rows` rows each. Returns the bytes of each."""
     frames = -(-rows // SCENE) * SCENE
     scene, number = np.divmod(np.arange(frames), SCENE)
     names = [f"{s * 2654435761 % 2**40:010x}" for s in range(frames // SCENE)]
@@ -74,6 +74,7 @@ def write_tables(root: str, rows: int) -> dict[str, int]:
     sums: dict[str, str] = {}
     for name, kind_keys, layout, more in (
         ("frames", keys, ("camera.json", "depth.png", "jpg", "valid.png"), attributes),
+        ("masks", keys, ("mask.png",), {}),
         ("windows", window_keys, (), lists),
         ("operators", window_keys, operators, {}),
     ):
@@ -88,7 +89,7 @@ def write_tables(root: str, rows: int) -> dict[str, int]:
         shards: list[Any] = [[n, digest[:16], 6_000_000, digest] for n in range(int(shard[-1]) + 1)]
         if name == "windows":
             shards = [[n, digest[:16], {"frames": {str(n): digest, str(n + 1): digest}}] for n, *_ in shards]
-        of = {source: sums[source] for source in ("frames", "windows") if source in sums}
+        of = {source: sums[source] for source in ("frames", *(("windows",) if name == "operators" else ())) if source in sums}
         metadata = {"kind": name, "of": of, "provenance": digest, "shards": shards}
         sums[name] = Column(root, name).publish_index(index_rows, metadata, records="").sha256
     return {path.parent.name: path.stat().st_size for path in sorted(Path(root).glob("*/*.arrow"))}
@@ -105,9 +106,9 @@ def private_bytes() -> dict[str, int]:
 
 def measure(root: str, seed: int, alone: Any, barrier: Any, results: Any) -> None:
     """One process: what it took to open the tables, what it holds, how long a lookup takes."""
-    Table.open(root, COLUMNS)  # all that is imported late, and the page cache
-    gc.collect()
     before = private_bytes()
+    Table.open(root, COLUMNS)  # the page cache, and all that is imported late
+    gc.collect()
     with alone:
         started, cpu = time.perf_counter(), time.process_time()
         table = Table.open(root, COLUMNS)

@@ -15,7 +15,6 @@ import errno
 import os
 import posixpath
 import secrets
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -138,7 +137,7 @@ def read_ranges(urls: Sequence[str], offsets: Sequence[int], sizes: Sequence[int
     parts = _read_parts(urls, list(offsets), [offset + size for offset, size in zip(offsets, sizes, strict=True)])
     for url, part, size in zip(urls, parts, sizes, strict=True):
         if len(part) != size:
-            raise StorageError(f"{url}: {len(part)} bytes came where {size} were asked for; the object is shorter than its manifest says")
+            raise StorageError(f"{url}: {len(part)} bytes came where {size} were asked for; the object is shorter than its index says")
     return parts
 
 
@@ -367,25 +366,6 @@ def remove_many(urls: Sequence[str]) -> None:
     with _explained(urls[0]):
         fs, _ = filesystem(urls[0])
         _remove_paths(fs, [fs._strip_protocol(url) for url in urls])
-
-
-def remove_tree(url: str) -> None:
-    """Removes a folder and all below it; quiet where there is none."""
-    with _explained(url):
-        fs, path = filesystem(url)
-        if _is_local(fs):
-            while os.path.isdir(path):
-                # Where another process removes some of it meanwhile, rmtree stops there.
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(path)
-        elif _is_s3(fs):
-            names = [name for name in fs.find(path) if name.startswith(f"{path}/")]
-            folders = {name[:n] for name in names for n in range(len(path), len(name)) if name[n] == "/"}
-            # To AWS a folder is nothing; SeaweedFS goes on listing an empty one until its mark is removed, deepest first.
-            _remove_paths(fs, names + [f"{folder}/" for folder in sorted(folders, reverse=True)])
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm(path, recursive=True)
 
 
 def _remove_paths(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:

@@ -70,6 +70,7 @@ def run(config: BuildShardsConfig) -> None:
         newest = [ShardPlan(s.number, s.source, group=s.scene) for s in FramesPlan.read(config.dataset).shards]
         absent = frames_column.missing(newest).keys() | masks_column.missing(masks_plan(newest, masks)).keys()
         shards = [s for s in newest if s.number not in absent]
+        _print_left_out([s for s in newest if s.number in absent])
         frames = frames_column.write_index(shards, {})
         masks_column.write_index(masks_plan(shards, masks), {"frames": frames.sha256})
         windows, passed_over = build_windows(config.dataset, WINDOWS, config.windows, frames)
@@ -113,6 +114,17 @@ def _print_kept_as_they_are(plan: FramesPlan, scans: Sequence[dict[str, Any]]) -
     held = sorted({s.scene for s in plan.shards} & {scan["scene"] for scan in scans if not scan["blocks"]})
     if held:
         print(f"set aside now, with the shards that were made before (withdraw.py takes them out): {', '.join(held)}", flush=True)
+
+
+def _print_left_out(shards: Sequence[ShardPlan]) -> None:
+    """Planned shards that the index must do without: of scenes that this run does not build."""
+    if shards:
+        scenes = ", ".join(sorted({shard.group for shard in shards})[:5])
+        print(
+            f"left out of the index: {len(shards)} planned shards that are not there, of {scenes}; another build makes them, or they "
+            "were lost: build the split that lists these scenes",
+            flush=True,
+        )
 
 
 def _report(config: BuildShardsConfig, scans: Sequence[dict[str, Any]], plan: FramesPlan, built: Sequence[int]) -> None:

@@ -65,8 +65,6 @@ class FramesMaker:
                     continue
                 assert frame.labels is not None
                 key = frame_key(planned.scene, frame.name)
-                assert isinstance(frames.rows, list)
-                assert isinstance(masks.rows, list)
                 frames.rows.append((key, encode_frame(planned.scene, frame, held_out)))
                 masks.rows.append((key, encode_mask(frame.labels)))
                 frames.notes["kept"].append(frame.name)

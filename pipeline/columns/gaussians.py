@@ -14,11 +14,9 @@ from storage.domain import Camera, Gaussians
 from storage.index import Index
 from storage.provenance import Provenance
 from storage.records import SKIPPED
-from storage.records.gaussians import encode_gaussians, transparent_gaussians
+from storage.records.gaussians import FORMAT_VERSION, encode_gaussians, transparent_gaussians
 from storage.shard import Row
 from storage.table import Table
-
-FORMAT_VERSION = 2
 
 
 def gaussians_provenance(

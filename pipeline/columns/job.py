@@ -6,7 +6,7 @@ made twice. Rows go from the actor straight to storage, so Ray's object store ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,9 +25,9 @@ _SHOWN = 5  # failures and refusals that are printed
 
 @dataclass
 class Content:
-    """The rows of a shard to be; attributes and notes as in `storage.column.Record`. Rows may fill both while they are read."""
+    """The rows of a shard to be; attributes and notes as in `storage.column.Record`."""
 
-    rows: Iterable[Row]
+    rows: list[Row]
     attributes: dict[str, list] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -88,18 +88,15 @@ def run_columns(
         def __init__(self) -> None:
             self.maker = make(*arguments)
 
-        def build(self, number: int, wanted: dict[str, tuple[ShardPlan, list[str]]]) -> tuple[int, dict[str, str]]:
-            rows = 0
+        def build(self, number: int, wanted: dict[str, tuple[ShardPlan, list[str]]]) -> dict[str, str]:
             refused: dict[str, str] = {}
             for name, content in self.maker.make(number).items():
                 if name in wanted:
                     column, provenance = columns[name]
                     plan, stale = wanted[name]
-                    shard_rows = list(content.rows)
-                    refused |= {k: codec.decode_json(m[SKIPPED])["reason"] for k, m in shard_rows if SKIPPED in m}
-                    column.commit(plan, shard_rows, provenance, stale, content.attributes, content.notes)
-                    rows = max(rows, len(shard_rows))
-            return rows, refused
+                    refused |= {k: codec.decode_json(m[SKIPPED])["reason"] for k, m in content.rows if SKIPPED in m}
+                    column.commit(plan, content.rows, provenance, stale, content.attributes, content.notes)
+            return refused
 
     options: dict[str, Any] = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS, **resources}
     builder: Any = ray.remote(**options)(Builder)
@@ -118,10 +115,9 @@ def run_columns(
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, number = running.pop(done)
             try:
-                _, refused_here = result_of(done)
+                refused |= result_of(done)
                 bar.update()
                 built.append(number)
-                refused |= refused_here
             except ray.exceptions.ActorDiedError as error:  # it could not start, or died more often than it may be restarted
                 failures[number] = error
                 queue.leave(actor)

@@ -12,11 +12,9 @@ from pipeline.columns.job import Content
 from storage.provenance import Provenance
 from storage.records import SKIPPED
 from storage.records.gaussians import MEMBERS, decode_gaussians
-from storage.records.operators import encode_operator, operator_member, operator_source
+from storage.records.operators import FORMAT_VERSION, encode_operator, operator_member, operator_source
 from storage.shard import Row
 from storage.table import Table
-
-FORMAT_VERSION = 2
 
 
 def operators_provenance(

@@ -131,12 +131,11 @@ def build_windows(dataset: str, name: str, rule: WindowsConfig, frames: Index) -
     column.declare(provenance)
     current = read_current(dataset, name)
     if current:
-        before = [Index.open(dataset, name, current["index"])]
-        if before[0].of == {"frames": frames.sha256} and before[0].provenance == provenance.fingerprint:
-            return before[0], before[0].metadata["passed_over"]
-    else:  # none was ever built, or what said which is current was damaged and set aside: the indexes still know the numbers
-        before = Index.kept(dataset, name)
-    rows, shards, next_number, passed = plan_windows(frames, rule, [index.metadata for index in before])
+        present = Index.open(dataset, name, current["index"])
+        if present.of == {"frames": frames.sha256} and present.provenance == provenance.fingerprint:
+            return present, present.metadata["passed_over"]
+    # Every index that is kept knows numbers: frames that were away for a while come back to the shards that were made of them.
+    rows, shards, next_number, passed = plan_windows(frames, rule, [index.metadata for index in Index.kept(dataset, name)])
     metadata = {
         "kind": "windows",
         "of": {"frames": frames.sha256},

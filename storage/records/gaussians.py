@@ -29,6 +29,7 @@ import numpy as np
 from storage import codec
 from storage.domain import Camera, Gaussians
 
+FORMAT_VERSION = 1
 MEMBERS = ("gaussians.json", "gaussians.bin")
 
 _SHAPE = {"scales": ("u1", 3), "rotation": ("u1", 3), "opacity": ("u1", 1)}

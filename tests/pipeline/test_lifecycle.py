@@ -199,6 +199,23 @@ def test_a_withdrawal_makes_nothing_stale_look_current_and_leaves_no_unfinished_
     assert scene not in table.windows.scenes()
 
 
+def test_a_lost_shard_of_another_split_is_said_and_comes_back_with_its_own(
+    raw: tuple[str, list[RoomSpec]], three: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, other = copied(three, tmp_path / "d"), raw[1][2].scene_id
+    before = hashes(dataset)
+    lost = Index.open(dataset, "frames").rows_of_shard(8)
+    (tmp_path / "d" / "masks" / "masks-000008.tar").unlink()
+    list_scenes(raw[0], raw[1][:2])
+    build(raw[0], dataset)
+    assert f"left out of the index: 1 planned shards that are not there, of {other}" in capsys.readouterr().out
+    assert len(Table.open(dataset, ["masks"]).frames) == lost.start
+    list_scenes(raw[0], raw[1][:3])
+    build(raw[0], dataset)
+    assert "masks: building 1 of 9" in capsys.readouterr().out
+    assert before.items() <= hashes(dataset).items()
+
+
 def test_a_mended_raw_file_makes_exactly_its_shards_anew(
     raw: tuple[str, list[RoomSpec]], three: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,8 +108,10 @@ def test_a_column_that_others_were_made_from_is_refused(dataset: str) -> None:
 
 def test_a_dataset_goes_whole_and_what_lies_beside_it_stays(dataset: str) -> None:
     retire(dataset)
+    for name in ("backup/raw.tar", "my.backup/frames-000000.tar"):  # folders with tars, but no columns
+        location.write_bytes(join(dataset, name), b"mine")
     delete.run(DeleteConfig(dataset, Deletion.dataset, None, dry_run=False))
-    assert objects(dataset) == {"runs/1/checkpoint", "notes.txt"}
+    assert objects(dataset) == {"runs/1/checkpoint", "notes.txt", "backup/raw.tar", "my.backup/frames-000000.tar"}
     with pytest.raises(ConfigError, match="no dataset here"):
         delete.run(DeleteConfig(dataset, Deletion.dataset, None, dry_run=False))
 

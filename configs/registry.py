@@ -1,0 +1,55 @@
+"""Choices by name: ours are the files of a package, other packages bring theirs as entry points.
+
+    RECONSTRUCTORS = Registry("reconstructor", "pipeline.reconstruct", "splat_and_distill.reconstructors")
+    RECONSTRUCTORS.get("depth").make(config)
+
+A choice is a module (or any object) with a dataclass `Config`, its keys, and a function `make(config)`, which gives the thing itself.
+Nothing but a registered name can be chosen: a configuration never says what to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from configs import ConfigError
+
+NO_CHOICES = ("base",)  # modules of such a package that hold what its choices share
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The choices for one key. what: the key; package: whose files are ours; group: of the entry points of others."""
+
+    what: str
+    package: str
+    group: str
+
+    def names(self) -> list[str]:
+        """All choices, ascending. Nothing is imported but the package itself."""
+        return sorted({*self._ours(), *entry_points(group=self.group).names})
+
+    def get(self, name: str) -> Any:
+        """The module of a choice. Ours come first: no installed package can put itself in their place.
+
+        Raises ConfigError where there is no choice of that name.
+        """
+        if name in self._ours():
+            return importlib.import_module(f"{self.package}.{name}")
+        for entry in entry_points(group=self.group):
+            if entry.name == name:
+                return entry.load()
+        raise ConfigError(
+            f"{self.what}={name}: choose one of {', '.join(self.names())}, or install a package with an entry point in {self.group}"
+        )
+
+    def _ours(self) -> set[str]:
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or spec.submodule_search_locations is None:
+            raise ModuleNotFoundError(f"no package {self.package}")
+        names = {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
+        return {name for name in names if name not in NO_CHOICES and not name.startswith("_")}

@@ -1,4 +1,5 @@
-"""A reverse proxy in front of an S3 server that takes its time, counts requests and can corrupt replies. `tests.servers.delayed` starts it.
+"""A reverse proxy in front of an S3 server that takes its time, counts requests, can corrupt replies and cut them off.
+`tests.servers.delayed` starts it.
 
 python tests/proxy.py PORT UPSTREAM_PORT SECONDS FLIP_FIRST
 """
@@ -9,6 +10,7 @@ import asyncio
 import sys
 
 COUNT_PATH = "/-/requests"  # answered by the proxy itself, with the number of requests so far
+CUT_PATH = "/-/cut/"  # with a number: the replies to so many requests from now on end in the middle, with the connection
 PIECE = 1 << 18
 
 
@@ -19,6 +21,7 @@ class Proxy:
         self.upstream_port = upstream_port
         self.seconds = seconds
         self.flips_left = flip_first
+        self.cuts_left = 0
         self.requests = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,7 +30,9 @@ class Proxy:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 start, headers = parsed(head)
-                if start[1] == COUNT_PATH:
+                if start[1].startswith(CUT_PATH):
+                    self.cuts_left = int(start[1].removeprefix(CUT_PATH))
+                if start[1].startswith((COUNT_PATH, CUT_PATH)):
                     text = str(self.requests).encode()
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
                     continue
@@ -64,6 +69,10 @@ class Proxy:
             asked_first = False
             reply, answers = await self.reply_head(server_reader, writer)
         if method != "HEAD" and reply[1] not in ("204", "304"):
+            if self.cuts_left > 0:
+                self.cuts_left -= 1
+                await passed_bytes(server_reader, writer, int(answers.get("content-length", "0")) // 2)
+                return False
             flip = self.flips_left > 0 and method == "GET" and "range" in headers and reply[1] == "206"
             self.flips_left -= flip
             await passed(server_reader, writer, answers, default_length=None, flip=flip)
@@ -105,7 +114,7 @@ async def passed(
         await passed_bytes(reader, writer, int(headers["content-length"]) if "content-length" in headers else default_length, flip)
 
 
-async def passed_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int | None, flip: bool) -> None:
+async def passed_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int | None, flip: bool = False) -> None:
     while count is None or count > 0:
         data = await reader.read(PIECE if count is None else min(count, PIECE))
         if not data:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.proxy import COUNT_PATH
+from tests.proxy import COUNT_PATH, CUT_PATH
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 
@@ -121,6 +121,11 @@ def requests_made(proxy: str) -> int:
     """How many requests went through the proxy of `delayed` so far."""
     with urllib.request.urlopen(f"{proxy}{COUNT_PATH}", timeout=10) as response:
         return int(response.read())
+
+
+def cut_replies(proxy: str, count: int) -> None:
+    """The proxy of `delayed` breaks the connection in the middle of the reply to each of the next `count` requests."""
+    urllib.request.urlopen(f"{proxy}{CUT_PATH}{count}", timeout=10).close()
 
 
 @contextlib.contextmanager

@@ -18,16 +18,18 @@ from typing import Any
 
 from configs import ConfigError
 
-NO_CHOICES = ("base",)  # modules of such a package that hold what its choices share
-
 
 @dataclass(frozen=True)
 class Registry:
-    """The choices for one key. what: the key; package: whose files are ours; group: of the entry points of others."""
+    """The choices for one key.
+
+    what: the key; package: whose files are ours; group: of the entry points of others; shared: modules of the package that are no choices.
+    """
 
     what: str
     package: str
     group: str
+    shared: tuple[str, ...] = ("base",)
 
     def names(self) -> list[str]:
         """All choices, ascending. Nothing is imported but the package itself."""
@@ -52,4 +54,4 @@ class Registry:
         if spec is None or spec.submodule_search_locations is None:
             raise ModuleNotFoundError(f"no package {self.package}")
         names = {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
-        return {name for name in names if name not in NO_CHOICES and not name.startswith("_")}
+        return {name for name in names if name not in self.shared and not name.startswith("_")}

@@ -61,6 +61,7 @@ class HeldOutConfig:
 @dataclass
 class BuildShardsConfig:
     root: str = MISSING
+    layout: str = MISSING
     dataset: str = MISSING
     split: str = MISSING
     width: int = MISSING
@@ -69,6 +70,7 @@ class BuildShardsConfig:
     min_kept_share: float = MISSING
     frames_per_shard: int = MISSING
     held_out: HeldOutConfig = MISSING
+    masks: str = MISSING
     windows: WindowsConfig = MISSING
     features: str = MISSING
     backbone: BackboneConfig = MISSING

@@ -3,9 +3,11 @@
     python pipeline/build_shards.py root=/data/scannetpp dataset=s3://bucket/rooms
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- python pipeline/build_shards.py root=... dataset=...
 
-Each sound frame is undistorted, resized, cast against the mesh for labels and depth, encoded and stored once; what was left out and why
-stands in `scenes/*.json`. A run that is repeated makes only what is not there: more scenes in the split are new shards at the end, a raw
-file that changed makes its shard anew under a new number. `plan_only=true` says what would be made, and makes nothing.
+`layout` says how raw scenes lie on disk. Each sound frame is undistorted, resized, cast against the mesh for labels and depth, encoded and
+stored once; what was left out and why stands in `scenes/*.json`. `masks=NAME` adds masks of another source, as a column `masks-NAME`.
+
+A run that is repeated makes only what is not there: more scenes in the split are new shards at the end, a raw file that changed makes its
+shard anew under a new number. `plan_only=true` says what would be made, and makes nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from configs import ConfigError, command
 from configs.schema import BuildShardsConfig
 from pipeline.cluster import Cluster, joined, map_tasks
 from pipeline.columns.features import FeaturesMaker, context_frames, features_plan, features_provenance
-from pipeline.columns.frames import FramesMaker, frames_provenance, masks_plan, masks_provenance
+from pipeline.columns.frames import FramesMaker, frames_provenance
 from pipeline.columns.job import ColumnBuild, run_columns
+from pipeline.columns.masks import ImageMasksMaker, masks_plan, masks_provenance
 from pipeline.estimate import estimate_frames
+from pipeline.masks import make_mask_source, masks_column
 from pipeline.plan.scan import kept_share, read_reports, report_url, scan_scene, scene_report, summary, wanted
 from pipeline.plan.windows import build_windows, check_rule, windows_provenance
+from pipeline.readers import make_reader
 from pipeline.release import recorded
-from pipeline.scannetpp import read_split
 from storage import codec, location
 from storage.column import Column, ShardPlan
 from storage.index import Index
@@ -42,12 +46,13 @@ def run(config: BuildShardsConfig) -> None:
     """Scan, frames with masks, windows, features, in this order."""
     started = time.monotonic()
     _check(config)
-    scenes = read_split(config.root, config.split)
+    reader, source = make_reader(config.layout), make_mask_source(config.masks)
+    scenes = reader.scenes(config.root, config.split)
     provenance = frames_provenance(config, recorded())
-    masks = masks_provenance(provenance, recorded())
-    frames_column, masks_column = Column(config.dataset, "frames"), Column(config.dataset, "masks")
+    masks = masks_provenance(config.masks, source, provenance, recorded())
+    frames_column, of_masks = Column(config.dataset, "frames"), Column(config.dataset, masks_column(config.masks))
     frames_column.check(provenance)
-    masks_column.check(masks)
+    of_masks.check(masks)
     Column(config.dataset, WINDOWS).check(windows_provenance(config.windows, provenance.fingerprint))
     with joined(config.ray) as cluster:
         scans = _scan(config, scenes, provenance.fingerprint, cluster)
@@ -55,24 +60,28 @@ def run(config: BuildShardsConfig) -> None:
             print("\n".join(estimate_frames(config, scans, provenance.fingerprint)), flush=True)
             return
         frames_column.declare(provenance)
-        masks_column.declare(masks)
+        of_masks.declare(masks)
         plan = agree(config.dataset, wanted(scans))
         _print_kept_as_they_are(plan, scans)
         scanned = {scan["scene"] for scan in scans if scan["blocks"]}
         own = [ShardPlan(s.number, s.source, group=s.scene) for s in plan.shards if s.scene in scanned]
-        builds = [
-            ColumnBuild(frames_column, own, provenance.fingerprint),
-            ColumnBuild(masks_column, masks_plan(own, masks), masks.fingerprint),
-        ]
+        builds = [ColumnBuild(frames_column, own, provenance.fingerprint)]
+        if source.needs_scene:
+            builds.append(ColumnBuild(of_masks, masks_plan(own, masks), masks.fingerprint))
         built = run_columns(builds, FramesMaker, (config, provenance.fingerprint), cluster.workers, {"num_cpus": 1})
         _report(config, scans, plan, built)
         # As planned by now: a scene can have been withdrawn meanwhile, and shards of others can be under way in another build.
         newest = [ShardPlan(s.number, s.source, group=s.scene) for s in FramesPlan.read(config.dataset).shards]
-        absent = frames_column.missing(newest).keys() | masks_column.missing(masks_plan(newest, masks)).keys()
+        absent = set(frames_column.missing(newest))
+        if source.needs_scene:
+            absent |= set(of_masks.missing(masks_plan(newest, masks)))
         shards = [s for s in newest if s.number not in absent]
         _print_left_out([s for s in newest if s.number in absent])
         frames = frames_column.write_index(shards, {})
-        masks_column.write_index(masks_plan(shards, masks), {"frames": frames.sha256})
+        if source.needs_scene:
+            of_masks.write_index(masks_plan(shards, masks), {"frames": frames.sha256})
+        else:
+            built += _build_image_masks(config, of_masks, frames, masks, cluster)
         windows, passed_over = build_windows(config.dataset, WINDOWS, config.windows, frames)
         print(f"{windows.url}: {len(windows)} windows over {len(frames)} frames{passed_over_text(passed_over)}", flush=True)
         if not len(windows):
@@ -157,6 +166,16 @@ def _report(config: BuildShardsConfig, scans: Sequence[dict[str, Any]], plan: Fr
             f"{config.root}: only {share:.0%} of the listed frames are sound, min_kept_share is {config.min_kept_share:.0%}; "
             f"see {config.dataset}/scenes/*.json"
         )
+
+
+def _build_image_masks(config: BuildShardsConfig, column: Column, frames: Index, provenance: Provenance, cluster: Cluster) -> list[int]:
+    """The masks of a source that needs the stored images alone."""
+    plan = features_plan(frames, provenance, None)
+    pins = {"frames": frames.sha256}
+    build = ColumnBuild(column, plan, provenance.fingerprint)
+    built = run_columns([build], ImageMasksMaker, (config.dataset, config.masks, pins), cluster.workers, {"num_cpus": 1})
+    column.write_index(plan, pins)
+    return built
 
 
 def _build_features(config: BuildShardsConfig, frames: Index, windows: Index, note: Provenance, cluster: Cluster) -> list[int]:

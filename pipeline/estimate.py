@@ -11,15 +11,17 @@ import numpy as np
 
 from configs.schema import BuildShardsConfig, CacheGaussiansConfig
 from pipeline.columns.gaussians import gaussian_members
+from pipeline.columns.masks import encode_labels
 from pipeline.columns.operators import target_places
+from pipeline.masks import make_mask_source
 from pipeline.plan.scan import blocks
 from pipeline.plan.windows import plan_scene
+from pipeline.readers import BadFrame, BadScene, make_reader
 from pipeline.reconstruct.reconstructor import Reconstructor
-from pipeline.scannetpp import BadFrame, BadScene, SceneReader
 from storage.column import Column
 from storage.domain import Frame, Gaussians
 from storage.plan import FramesPlan
-from storage.records.frames import encode_frame, encode_mask
+from storage.records.frames import encode_frame
 from storage.records.operators import encode_operator
 from storage.table import Table
 
@@ -55,7 +57,7 @@ def estimate_frames(config: BuildShardsConfig, scans: Sequence[Mapping[str, Any]
 
 
 def _scene_windows(config: BuildShardsConfig, scene: str, fingerprint: str) -> tuple[int, Mapping[str, int]]:
-    index = SceneReader(config.root, scene, config.width, config.height, keep_bad=config.keep_bad).index
+    index = make_reader(config.layout).listing(config.root, scene, config.keep_bad)
     entries = [
         entry
         for block in blocks(config, index, fingerprint)
@@ -69,22 +71,25 @@ def _scene_windows(config: BuildShardsConfig, scene: str, fingerprint: str) -> t
 
 def _sampled_frames(config: BuildShardsConfig, missing: Sequence[tuple[str, int]]) -> str:
     """Reads and encodes a few frames of the first scene that has sound ones."""
+    reader, masks = make_reader(config.layout), make_mask_source(config.masks)
     scenes, frames = list(dict.fromkeys(scene for scene, _ in missing)), sum(count for _, count in missing)
     for scene in scenes:
         began = time.process_time()
         seconds, sizes = [], []
         try:
-            reader = SceneReader(config.root, scene, config.width, config.height, keep_bad=config.keep_bad)
-            reader.report()  # loads the mesh
+            opened = reader.open(config.root, scene, config.width, config.height, config.keep_bad)
+            opened.report()  # loads the mesh
             loading = time.process_time() - began
-            for entry in reader.index.frames[:: max(1, len(reader.index.frames) // _SAMPLES)][:_SAMPLES]:
+            listed = opened.index.frames
+            for entry in listed[:: max(1, len(listed) // _SAMPLES)][:_SAMPLES]:
                 began = time.process_time()
                 try:
-                    frame = reader.read(entry)
+                    frame = opened.read(entry)
                 except BadFrame:
                     continue
-                assert frame.labels is not None
-                members = {**encode_frame(scene, frame, False), **encode_mask(frame.labels)}
+                members = encode_frame(scene, frame, False)
+                if masks.needs_scene:
+                    members |= encode_labels(config.masks, frame, masks.labels(frame, opened))
                 seconds.append(time.process_time() - began)
                 sizes.append(sum(map(len, members.values())))
         except BadScene:

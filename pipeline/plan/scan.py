@@ -1,6 +1,6 @@
 """The first look at a raw scene: what is listed there, in which state, cut into the runs of frames that shards are made of.
 
-It lists folders and reads `transforms.json`; no image and no mesh is opened. What the images and the mesh say against a frame is found when
+The reader of its layout lists it; no image and no mesh is opened. What the images and the mesh say against a frame is found when
 its shard is made, in the same pass, and stands in the shard's record. The report of a scene, `{dataset}/scenes/{scene}.json`, puts both
 together.
 """
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.schema import BuildShardsConfig
-from pipeline.scannetpp import BadScene, FrameEntry, SceneIndex, read_scene
+from pipeline.readers import BadScene, FrameEntry, SceneIndex, make_reader
 from storage import codec, location
 from storage.column import Record, source_digest
 from storage.location import join
@@ -62,7 +62,7 @@ def scan_scene(config: BuildShardsConfig, scene: str, fingerprint: str) -> dict[
     """What the builder's driver needs to know of a scene: its runs of frames (number, source, how many), what was skipped, or why it is set
     aside. Storage errors raise."""
     try:
-        index = read_scene(config.root, scene, config.keep_bad)
+        index = make_reader(config.layout).listing(config.root, scene, config.keep_bad)
     except BadScene as error:
         return {"scene": scene, "quarantined": {"reason": error.reason, "detail": error.detail}, "skipped": [], "notes": [], "blocks": []}
     found = [[b.number, b.source, len(b.entries)] for b in blocks(config, index, fingerprint)]

@@ -34,10 +34,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from pipeline.inspect_rows import context_colours, middle, psnr, render_features  # noqa: E402
+from pipeline.readers.scannetpp.scene import SceneReader  # noqa: E402
 from pipeline.reconstruct.depth import DepthReconstructor  # noqa: E402
 from pipeline.reconstruct.mvsplat import MVSplatReconstructor  # noqa: E402
 from pipeline.rooms import room_specs, write_room  # noqa: E402
-from pipeline.scannetpp import SceneReader  # noqa: E402
 from storage import codec  # noqa: E402
 from storage.domain import Frame, Gaussians  # noqa: E402
 from storage.records.gaussians import decode_gaussians, encode_gaussians  # noqa: E402
@@ -55,7 +55,8 @@ def room(seed: int) -> list[Frame]:
         write_room(root, spec)
         reader = SceneReader(root, spec.scene_id, WIDTH, HEIGHT)
         entries = reader.index.frames
-        return [reader.frame(entry, with_depth=entry in (entries[0], entries[-1])) for entry in entries]
+        frames = [reader.read(entry) for entry in entries]
+        return [frames[0], *(replace(frame, depth=None) for frame in frames[1:-1]), frames[-1]]
 
 
 def clouds(pair: Sequence[Frame], seed: int) -> dict[str, Gaussians]:

@@ -40,8 +40,11 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from pipeline.readers.scannetpp import scene  # noqa: E402
+from pipeline.readers.scannetpp.mesh import MeshCaster, read_mesh  # noqa: E402
+from pipeline.readers.scannetpp.scene import SceneReader  # noqa: E402
+from pipeline.readers.undistort import Undistorter  # noqa: E402
 from pipeline.rooms import room_specs, write_room  # noqa: E402
-from pipeline.scannetpp import MeshCaster, SceneReader, Undistorter, read_mesh, scene  # noqa: E402
 from storage import codec  # noqa: E402
 from storage.domain import Frame  # noqa: E402
 
@@ -51,7 +54,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "read image and mask": (scene, "read_bytes"),
     "decode image": (SceneReader, "_image"),
     "decode mask": (SceneReader, "_mask"),
-    "judge pose": (SceneReader, "pose_reason"),
+    "judge pose": (SceneReader, "check_pose"),
     "undistort image": (Undistorter, "image"),
     "undistort validity": (Undistorter, "valid"),
     "cast labels and depth": (MeshCaster, "cast"),
@@ -165,7 +168,7 @@ def measure(root: str, scene_id: str, rounds: int) -> dict[str, Any]:
     """Medians over the scene's frames, each read and encoded `rounds` times."""
     reader = SceneReader(root, scene_id, WIDTH, HEIGHT)
     entries = reader.index.frames
-    load = {"mesh": spent(lambda: reader.mesh), "search tree and maps": spent(lambda: reader.pose_reason(entries[0]))}
+    load = {"mesh": spent(lambda: reader.mesh), "search tree and maps": spent(lambda: reader.check_pose(entries[0]))}
     reader.read(entries[0])
     samples: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import webdataset
 
+from pipeline.readers.scannetpp.scene import SceneReader
 from pipeline.rooms import room_specs, write_room, write_root
-from pipeline.scannetpp import SceneReader
 from storage import codec, location
 from storage.column import Column
 from storage.index import Index
@@ -64,7 +64,7 @@ def test_a_row_holds_what_the_scene_shows(rooms: str, dataset: str) -> None:
     reader = SceneReader(rooms, window.scene, 126, 84)
     entries = {entry.name: entry for entry in reader.index.frames}
     for stored in frames:
-        seen = reader.frame(entries[stored.name], with_depth=True)
+        seen = reader.read(entries[stored.name])
         np.testing.assert_array_equal(stored.labels, seen.labels)
         np.testing.assert_array_equal(stored.valid, seen.valid)
         np.testing.assert_array_equal(stored.camera.c2w, seen.camera.c2w)

@@ -20,9 +20,9 @@ from pipeline import inspect_gaussians
 from pipeline.inspect_gaussians import encode_ply, run, see
 from pipeline.inspect_rows import contact_sheet, context_colours, middle, read_views, rendered_sheet
 from pipeline.plan.windows import PlannedWindow
+from pipeline.readers.scannetpp.scene import SceneReader
 from pipeline.reconstruct.depth import DepthReconstructor
 from pipeline.rooms import room_specs, write_room
-from pipeline.scannetpp import SceneReader
 from storage.domain import Frame, Gaussians
 from storage.records.gaussians import decode_gaussians, encode_gaussians
 from storage.table import Table
@@ -41,7 +41,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Frame]]:
     spec = room_specs(1, seed=5, frames=9, scale=0.3)[0]
     write_room(root, spec)
     reader = SceneReader(root, spec.scene_id, WIDTH, HEIGHT)
-    return spec.scene_id, [reader.frame(entry, with_depth=True) for entry in reader.index.frames]
+    return spec.scene_id, [reader.read(entry) for entry in reader.index.frames]
 
 
 @pytest.fixture(scope="module")

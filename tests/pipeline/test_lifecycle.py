@@ -360,7 +360,7 @@ def test_killed_builders_and_two_side_by_side_leave_the_same_bytes(raw: tuple[st
 
 def test_the_source_digest_of_the_old_raw_file_is_not_taken_for_the_new(raw: tuple[str, list[RoomSpec]]) -> None:
     """The same bytes at another time count as another file: a listing cannot tell, and a false 'same' would be believed for ever."""
-    from pipeline.scannetpp import read_scene
+    from pipeline.readers.scannetpp.layout import read_scene
 
     scene = raw[1][4].scene_id
     before = read_scene(raw[0], scene)

@@ -17,21 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pipeline.scannetpp import (
-    BadFrame,
-    BadScene,
-    FrameEntry,
-    Lens,
-    MeshCaster,
-    SceneReader,
-    Skip,
-    Undistorter,
-    pose_from_json,
-    read_mesh,
-    read_scene,
-    read_split,
-)
-from pipeline.scannetpp.mesh import join_objects, vote_face_ids
+from pipeline.readers import BadFrame, BadScene, FrameEntry, Skip
+from pipeline.readers.lens import Lens
+from pipeline.readers.scannetpp.layout import pose_from_json, read_scene, read_split
+from pipeline.readers.scannetpp.mesh import MeshCaster, join_objects, read_mesh, vote_face_ids
+from pipeline.readers.scannetpp.scene import SceneReader
+from pipeline.readers.undistort import Undistorter
 from storage.domain import Camera
 from storage.location import NotFound
 
@@ -342,7 +333,7 @@ def test_pinhole_is_only_resized() -> None:
 def test_labels_and_depth_against_closed_form(room: Room) -> None:
     reader = room.reader()
     for entry in reader.index.frames:
-        frame = reader.frame(entry, with_depth=True)
+        frame = reader.read(entry)
         depth, _, ids = hit_box(frame.camera.c2w[:3, 3], frame.camera.rays() @ frame.camera.c2w[:3, :3].T)
         assert frame.labels.dtype == np.uint16
         assert frame.depth.dtype == np.float32
@@ -357,15 +348,13 @@ def test_image_depth_and_camera_agree(room: Room) -> None:
     assert [entry.name for entry in reader.index.frames] == room.names
     for entry, truth in zip(reader.index.frames, room.poses, strict=True):
         np.testing.assert_allclose(entry.c2w, truth, atol=1e-12)
-        reader.check(entry)
-        frame = reader.frame(entry, with_depth=True)
+        frame = reader.read(entry)
         points = (frame.camera.rays() * frame.depth[..., None]) @ frame.camera.c2w[:3, :3].T + frame.camera.c2w[:3, 3]
         error = np.abs(frame.image - np.clip(paint(points), 0, 255))[frame.valid]
         assert error.mean() < 1.0
         assert np.percentile(error, 99) < 5.0
         assert frame.image.shape == (HEIGHT, WIDTH, 3)
         assert frame.valid.mean() > 0.99
-    assert reader.frame(reader.index.frames[0], with_depth=False).depth is None
 
 
 def test_mesh_vertices_reproject(room: Room) -> None:
@@ -442,12 +431,11 @@ def test_report_tells_counts_and_cameras(room: Room) -> None:
 
 
 def verdicts(room: Room, **options: Any) -> dict[str, str]:
-    """Frame name -> reason, over what the index skips and what `check` and `read` refuse, which is the same."""
+    """Frame name -> reason, over what the index skips and what `read` refuses."""
     reader = room.reader(**options)
     found = {skip.frame: skip.reason for skip in reader.index.skipped}
     for entry in reader.index.frames:
-        refused = refusal(reader.check, entry)
-        assert refusal(reader.read, entry) == refused
+        refused = refusal(reader.read, entry)
         if refused is not None:
             found[entry.name] = refused.reason
     return found
@@ -515,20 +503,14 @@ def test_every_defect_has_its_reason_and_nothing_else_is_dropped(
     assert {entry.name: entry for entry in index.frames}[n[17]].number == 10007
     assert [entry.number for entry in index.frames] == sorted(entry.number for entry in index.frames)
     assert sum("1 frames:" in note for note in index.notes) == 3
-    assert room.reader().frame(next(e for e in index.frames if e.name == n[14]), with_depth=False).valid.mean() < 0.97
+    assert room.reader().read(next(e for e in index.frames if e.name == n[14])).valid.mean() < 0.97
 
 
-def test_read_is_check_and_frame(room: Room) -> None:
+def test_a_mask_counts_for_its_own_frame_alone(room: Room) -> None:
     masked = np.full((WIDE.height, WIDE.width), 255, np.uint8)
     masked[100:120, 50:90] = 0
     room.mask(room.names[1]).write_bytes(encoded(masked, "PNG"))
-    reader, other = room.reader(), room.reader()
-    for entry in reader.index.frames:
-        other.check(entry)
-        one, two = reader.read(entry), other.frame(entry, with_depth=True)
-        for name in ("image", "labels", "valid", "depth"):
-            assert np.array_equal(getattr(one, name), getattr(two, name)), name
-        assert (one.name, one.camera.c2w is entry.c2w, one.camera.K.tolist()) == (two.name, True, two.camera.K.tolist())
+    reader = room.reader()
     assert [reader.read(entry).valid.mean() > 0.99 for entry in reader.index.frames] == [True, False, True]
 
 
@@ -674,10 +656,10 @@ def test_any_store_will_do(room: Room) -> None:
         reader = SceneReader("memory://rooms", SCENE, WIDTH, HEIGHT)
         here = room.reader()
         assert [entry.name for entry in reader.index.frames] == room.names
-        frame, twin = reader.frame(reader.index.frames[1], True), here.frame(here.index.frames[1], True)
-        assert (frame.image == twin.image).all()
-        assert (frame.labels == twin.labels).all()
-        assert (frame.depth == twin.depth).all()
+        frame, reference = reader.read(reader.index.frames[1]), here.read(here.index.frames[1])
+        assert (frame.image == reference.image).all()
+        assert (frame.labels == reference.labels).all()
+        assert (frame.depth == reference.depth).all()
         assert len(read_mesh("memory://rooms", SCENE).faces) == len(here.mesh.faces)
     finally:
         memory.rm("/rooms", recursive=True)

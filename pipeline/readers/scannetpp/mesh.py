@@ -12,7 +12,8 @@ import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
-from pipeline.scannetpp.layout import MESH_FILES, BadScene
+from pipeline.readers.base import BadScene
+from pipeline.readers.scannetpp.layout import MESH_FILES
 from storage.domain import Camera
 from storage.location import NotFound, join, read_bytes
 

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
-from pipeline.scannetpp.layout import BadFrame, BadScene, FrameEntry, Skip, read_scene
-from pipeline.scannetpp.mesh import MeshCaster, SceneMesh, read_mesh
-from pipeline.scannetpp.undistort import Undistorter
+from pipeline.readers.base import BadFrame, BadScene, FrameEntry
+from pipeline.readers.scannetpp.layout import read_scene
+from pipeline.readers.scannetpp.mesh import MeshCaster, SceneMesh, read_mesh
+from pipeline.readers.undistort import Undistorter
 from storage.domain import Camera, Frame
 from storage.location import NotFound, read_bytes
 
@@ -63,40 +64,37 @@ class SceneReader:
         """The pinhole camera of the stored image."""
         return Camera(entry.c2w, self._undistorter.K, self.width, self.height)
 
-    def pose_reason(self, entry: FrameEntry) -> Skip | None:
-        """What the scan says against the pose, by a coarse grid of rays, without the image: pose_outside_mesh, pose_bad_depth or None."""
+    def check_pose(self, entry: FrameEntry) -> None:
+        """Asks the scan about a pose, by a coarse grid of rays, without the image. Raises BadFrame: pose_outside_mesh, pose_bad_depth."""
         low, high = self._mesh_box
         centre = entry.c2w[:3, 3]
         if (centre < low).any() or (centre > high).any():
             detail = f"camera at {np.array2string(centre, precision=2)} m, more than {MESH_MARGIN_M:g} m outside the scan"
-            return Skip(self.scene_id, entry.name, "pose_outside_mesh", detail)
+            raise BadFrame(self.scene_id, entry.name, "pose_outside_mesh", detail)
         scale = np.diag([_COARSE_WIDTH / self.width, _COARSE_HEIGHT / self.height, 1.0])
         depth, _ = self._caster.cast(Camera(entry.c2w, scale @ self._undistorter.K, _COARSE_WIDTH, _COARSE_HEIGHT))
         hit = depth > 0
         if hit.mean() < 1 - MAX_MISS_SHARE:
-            return Skip(self.scene_id, entry.name, "pose_bad_depth", f"{1 - hit.mean():.0%} of the rays miss the scan")
+            raise BadFrame(self.scene_id, entry.name, "pose_bad_depth", f"{1 - hit.mean():.0%} of the rays miss the scan")
         median = float(np.median(depth[hit]))
         if median < MIN_MEDIAN_DEPTH_M:
-            return Skip(self.scene_id, entry.name, "pose_bad_depth", f"median depth {median:.3f} m: the camera touches a surface")
-        return None
-
-    def check(self, entry: FrameEntry) -> None:
-        """Everything that `frame` would trip over, and the pose. Decodes the whole image: a cut JPEG has a flawless header.
-
-        Raises BadFrame: pose_outside_mesh, pose_bad_depth, image_missing, image_unreadable, image_size, mask_missing, mask_unreadable,
-        anonymised.
-        """
-        self._check_pose(entry)
-        self._image(entry)
-        self._mask(entry)
+            raise BadFrame(self.scene_id, entry.name, "pose_bad_depth", f"median depth {median:.3f} m: the camera touches a surface")
 
     def read(self, entry: FrameEntry) -> Frame:
-        """The frame with depth, checked on the way: raises BadFrame as `check` does, and decodes image and mask once."""
-        self._check_pose(entry)
-        return self.frame(entry, with_depth=True)
+        """The frame at the stored size. One ray per pixel gives its depth and its labels, the ids of the mesh's annotated objects.
 
-    def frame(self, entry: FrameEntry, with_depth: bool) -> Frame:
-        """The frame at the stored size; labels and depth by one ray per pixel. Raises BadFrame as `check` does, save for the pose."""
+        Args:
+            entry: one of `index.frames`.
+
+        Returns:
+            Image, camera, validity, depth and labels, each at width x height.
+
+        Raises:
+            BadFrame: pose_outside_mesh, pose_bad_depth, image_missing, image_unreadable, image_size, mask_missing, mask_unreadable or
+                anonymised. The whole image is decoded to know: a cut JPEG has a flawless header.
+            BadScene: as the first use of mesh and lens does.
+        """
+        self.check_pose(entry)
         image, mask = self._image(entry), self._mask(entry)
         camera = self.camera(entry)
         depth, labels = self._caster.cast(camera)
@@ -106,7 +104,7 @@ class SceneReader:
             image=self._undistorter.image(image),
             labels=labels,
             valid=self._undistorter.valid(mask),
-            depth=depth if with_depth else None,
+            depth=depth,
         )
 
     def report(self) -> dict[str, Any]:
@@ -131,11 +129,6 @@ class SceneReader:
             "unlabelled_share": objects.unclaimed / vertex_count,
             "unknown_segments": objects.unknown_segments,
         }
-
-    def _check_pose(self, entry: FrameEntry) -> None:
-        skip = self.pose_reason(entry)
-        if skip is not None:
-            raise BadFrame(skip.scene, skip.frame, skip.reason, skip.detail)
 
     def _image(self, entry: FrameEntry) -> np.ndarray:
         """[h,w,3] uint8 RGB of the source size."""

@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from pipeline.scannetpp.layout import Lens
+from pipeline.readers.lens import Lens
 
 _HALF_PIXEL = np.array([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])  # OpenCV counts from the centre of the top-left pixel
 

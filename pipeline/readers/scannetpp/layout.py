@@ -16,10 +16,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from pipeline.readers.base import BadFrame, BadScene, FrameEntry, SceneIndex, Skip
+from pipeline.readers.lens import Lens
 from storage.location import NotFound, ObjectInfo, StorageError, join, list_folders, list_objects, list_sizes, read_bytes
 
 MESH_FILES = ("mesh_aligned_0.05.ply", "segments.json", "segments_anno.json")
@@ -32,95 +34,10 @@ _TRAILING_NUMBER = re.compile(r"(\d+)$")
 
 
 @dataclass(frozen=True)
-class Lens:
-    """The camera that took the stored photographs.
+class ScanNetPPIndex(SceneIndex):
+    """A listed scene with the one lens of all its photographs. Its version covers lens, mesh and annotations."""
 
-    fx, fy, cx, cy: pixels of a width x height image whose top-left pixel has its centre at (0.5, 0.5).
-    distortion: k1..k4 of the Kannala-Brandt polynomial for OPENCV_FISHEYE, empty for PINHOLE.
-    """
-
-    model: Literal["OPENCV_FISHEYE", "PINHOLE"]
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-    distortion: tuple[float, ...]
-    width: int
-    height: int
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """Intrinsics [3,3] float64 in pixels of the source image."""
-        return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
-
-
-@dataclass(frozen=True, eq=False)
-class FrameEntry:
-    """One usable frame: `name` is the file's base name as transforms.json has it, `number` its camera counter.
-
-    c2w: [4,4] float64 OpenCV camera-to-world in metres of the mesh frame. mask_url: None where every pixel counts as valid.
-    version: changes where its entry in transforms.json, its image or its mask does.
-    """
-
-    name: str
-    number: int
-    c2w: np.ndarray
-    is_bad: bool
-    image_url: str
-    mask_url: str | None
-    version: str
-
-
-@dataclass(frozen=True)
-class Skip:
-    """One frame that was dropped, and why: `reason` is a fixed word to count by, `detail` is for a reader."""
-
-    scene: str
-    frame: str
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class SceneIndex:
-    """What a scene offers: frames in the order of (number, name), what was dropped, and remarks for the scene's report.
-
-    version: changes where its lens, its mesh or its annotations do.
-    """
-
-    scene_id: str
     lens: Lens
-    frames: tuple[FrameEntry, ...]
-    skipped: tuple[Skip, ...]
-    notes: tuple[str, ...]
-    version: str
-
-
-class BadScene(ValueError):
-    """The scene cannot be used: set it aside, list the reason, go on with the others. Survives pickling between processes."""
-
-    def __init__(self, scene: str, reason: str, detail: str) -> None:
-        super().__init__(scene, reason, detail)
-        self.scene, self.reason, self.detail = scene, reason, detail
-
-    def __str__(self) -> str:
-        return f"scene {self.scene}: {self.reason}: {self.detail}"
-
-
-class BadFrame(ValueError):
-    """The frame cannot be used: drop it, go on with the scene. Survives pickling between processes."""
-
-    def __init__(self, scene: str, frame: str, reason: str, detail: str) -> None:
-        super().__init__(scene, frame, reason, detail)
-        self.scene, self.frame, self.reason, self.detail = scene, frame, reason, detail
-
-    def __str__(self) -> str:
-        return f"scene {self.scene}, frame {self.frame}: {self.reason}: {self.detail}"
-
-    @property
-    def skip(self) -> Skip:
-        """The same as a record for the scene's report."""
-        return Skip(self.scene, self.frame, self.reason, self.detail)
 
 
 def read_split(root: str, split: str) -> list[str]:
@@ -149,7 +66,7 @@ def pose_from_json(transform: np.ndarray) -> np.ndarray:
     return _SWAP_WORLD @ transform @ _FLIP_CAMERA
 
 
-def read_scene(root: str, scene_id: str, keep_bad: bool = False) -> SceneIndex:
+def read_scene(root: str, scene_id: str, keep_bad: bool = False) -> ScanNetPPIndex:
     """Everything about a scene that can be checked without opening its images or its mesh: one small file and three folder listings.
 
     Reasons of dropped frames: entry_invalid, duplicate, image_missing, pose_not_finite, pose_not_rigid, is_bad (unless `keep_bad`),
@@ -190,7 +107,7 @@ def read_scene(root: str, scene_id: str, keep_bad: bool = False) -> SceneIndex:
         notes.append("dslr/resized_images is empty beside resized_images.zip: unpack it")
     frames.sort(key=lambda frame: (frame.number, frame.name))
     version = _version([lens, *(scans[name] for name in MESH_FILES)])
-    return SceneIndex(scene_id, lens, tuple(frames), tuple(skipped), tuple(notes), version)
+    return ScanNetPPIndex(scene_id, tuple(frames), tuple(skipped), tuple(notes), version, lens)
 
 
 class _Folder:
@@ -289,7 +206,7 @@ def _frame(
     if "is_bad" not in entry:
         remarks["no is_bad flag, taken as good"] += 1
     version = _version([c2w.tolist(), is_bad, image[1], mask and mask[1]])
-    return FrameEntry(name, int(number[1]), c2w, is_bad, image_url, mask_url, version)
+    return FrameEntry(name, int(number[1]), c2w, image_url, mask_url, version)
 
 
 def _base_name(path: str) -> str:

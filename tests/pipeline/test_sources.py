@@ -156,9 +156,9 @@ def test_choices_are_listed_where_there_is_none_of_that_name() -> None:
     """What readers share is no choice, though it lies in their folder."""
     assert "scannetpp" in READERS.names()
     assert not {"base", "lens", "undistort"} & {*READERS.names(), *MASK_SOURCES.names()}
-    with pytest.raises(ConfigError, match="masks=base: choose one of .*mesh"):
+    with pytest.raises(ConfigError, match=r"masks=base: choose one of .*mesh"):
         make_mask_source("base")
-    with pytest.raises(ConfigError, match="layout=undistort: choose one of .*scannetpp"):
+    with pytest.raises(ConfigError, match=r"layout=undistort: choose one of .*scannetpp"):
         READERS.get("undistort")
 
 

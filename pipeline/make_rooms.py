@@ -14,7 +14,7 @@ from tqdm import tqdm
 from configs import ConfigError, command
 from configs.schema import MakeRoomsConfig
 from pipeline.cluster import joined, map_tasks
-from pipeline.rooms import room_specs, write_room, write_root
+from pipeline.synthetic import room_specs, write_room, write_root
 
 
 def run(config: MakeRoomsConfig) -> None:

@@ -37,7 +37,7 @@ from pipeline.inspect_rows import context_colours, middle, psnr, render_features
 from pipeline.readers.scannetpp.scene import SceneReader  # noqa: E402
 from pipeline.reconstruct.depth import DepthReconstructor  # noqa: E402
 from pipeline.reconstruct.mvsplat import MVSplatReconstructor  # noqa: E402
-from pipeline.rooms import room_specs, write_room  # noqa: E402
+from pipeline.synthetic import room_specs, write_room  # noqa: E402
 from storage import codec  # noqa: E402
 from storage.domain import Frame, Gaussians  # noqa: E402
 from storage.records.gaussians import decode_gaussians, encode_gaussians  # noqa: E402

@@ -44,7 +44,7 @@ from pipeline.readers.scannetpp import scene  # noqa: E402
 from pipeline.readers.scannetpp.mesh import MeshCaster, read_mesh  # noqa: E402
 from pipeline.readers.scannetpp.scene import SceneReader  # noqa: E402
 from pipeline.readers.undistort import Undistorter  # noqa: E402
-from pipeline.rooms import room_specs, write_room  # noqa: E402
+from pipeline.synthetic import room_specs, write_room  # noqa: E402
 from storage import codec  # noqa: E402
 from storage.domain import Frame  # noqa: E402
 

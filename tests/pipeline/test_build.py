@@ -10,7 +10,7 @@ import pytest
 import webdataset
 
 from pipeline.readers.scannetpp.scene import SceneReader
-from pipeline.rooms import room_specs, write_room, write_root
+from pipeline.synthetic import room_specs, write_room, write_root
 from storage import codec, location
 from storage.column import Column
 from storage.index import Index

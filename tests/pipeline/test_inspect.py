@@ -22,7 +22,7 @@ from pipeline.inspect_rows import contact_sheet, context_colours, middle, read_v
 from pipeline.plan.windows import PlannedWindow
 from pipeline.readers.scannetpp.scene import SceneReader
 from pipeline.reconstruct.depth import DepthReconstructor
-from pipeline.rooms import room_specs, write_room
+from pipeline.synthetic import room_specs, write_room
 from storage.domain import Frame, Gaussians
 from storage.records.gaussians import decode_gaussians, encode_gaussians
 from storage.table import Table

@@ -18,8 +18,8 @@ from PIL import Image
 from configs import ConfigError, load
 from configs.schema import BuildShardsConfig, CacheGaussiansConfig, PlanWindowsConfig, TrainConfig, WithdrawConfig
 from pipeline import build_shards, cache_gaussians, plan_windows, withdraw
-from pipeline.rooms import room_specs, write_room, write_root
-from pipeline.rooms.spec import RoomSpec
+from pipeline.synthetic import room_specs, write_room, write_root
+from pipeline.synthetic.spec import RoomSpec
 from storage.index import Index
 from storage.location import StorageError
 from storage.table import Table

@@ -16,12 +16,12 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from PIL import Image
 
-from pipeline.rooms import DEFECTS, RoomSpec, render_truth, room_specs, write_room, write_root
-from pipeline.rooms.camera import Lens, lens, walk
-from pipeline.rooms.capture import GAP, plan
-from pipeline.rooms.geometry import ELLIPSOID, FRUSTUM, Primitives, cast_rays, clearance, primitives
-from pipeline.rooms.parts import Part
-from pipeline.rooms.room import build_room, furnished_room
+from pipeline.synthetic import DEFECTS, RoomSpec, render_truth, room_specs, write_room, write_root
+from pipeline.synthetic.render.camera import Lens, lens, walk
+from pipeline.synthetic.render.capture import GAP, plan
+from pipeline.synthetic.scene.geometry import ELLIPSOID, FRUSTUM, Primitives, cast_rays, clearance, primitives
+from pipeline.synthetic.scene.parts import Part
+from pipeline.synthetic.scene.room import build_room, furnished_room
 
 SPEC = RoomSpec("0123456789", seed=11, frames=16, test_frames=2, scale=0.06)
 SHARP = replace(SPEC, scale=0.15)

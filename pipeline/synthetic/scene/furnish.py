@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.rooms import fittings, furniture, textures
-from pipeline.rooms.furniture import Piece
-from pipeline.rooms.geometry import SHELL
-from pipeline.rooms.parts import Item, Materials, Part, moved
-from pipeline.rooms.textures import hsv
+from pipeline.synthetic.scene import fittings, furniture, textures
+from pipeline.synthetic.scene.furniture import Piece
+from pipeline.synthetic.scene.geometry import SHELL
+from pipeline.synthetic.scene.parts import Item, Materials, Part, moved
+from pipeline.synthetic.scene.textures import hsv
 
 SURFACES = ("wall", "wall", "wall", "wall", "ceiling", "floor")
 """Labels of the shell's faces, in the order of `geometry.FACES`: each face is an object of its own, ids 1 to 6."""

@@ -9,10 +9,21 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.rooms.furnish import SURFACES, Furnished, furnish
-from pipeline.rooms.geometry import BOX, FACES, SHELL, Primitives, face_grid, face_points, face_size, grid_triangles, primitives, surface
-from pipeline.rooms.light import Shading, bake, fan, shadow_lists, vertex_radiance
-from pipeline.rooms.parts import Materials, Part
+from pipeline.synthetic.scene.furnish import SURFACES, Furnished, furnish
+from pipeline.synthetic.scene.geometry import (
+    BOX,
+    FACES,
+    SHELL,
+    Primitives,
+    face_grid,
+    face_points,
+    face_size,
+    grid_triangles,
+    primitives,
+    surface,
+)
+from pipeline.synthetic.scene.light import Shading, bake, fan, shadow_lists, vertex_radiance
+from pipeline.synthetic.scene.parts import Materials, Part
 
 _CELL_M = 0.06
 _SAGITTA_M = 6e-4

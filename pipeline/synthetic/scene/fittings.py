@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.rooms import pictures, skins, textures
-from pipeline.rooms.furniture import Piece
-from pipeline.rooms.parts import FRONT, TOP, Item, Materials, box, ellipsoid, frustum
-from pipeline.rooms.textures import hsv
+from pipeline.synthetic.scene import pictures, skins, textures
+from pipeline.synthetic.scene.furniture import Piece
+from pipeline.synthetic.scene.parts import FRONT, TOP, Item, Materials, box, ellipsoid, frustum
+from pipeline.synthetic.scene.textures import hsv
 
 CARPET_THICKNESS = 0.012
 SKIRTING = 0.014

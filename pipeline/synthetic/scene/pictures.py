@@ -10,7 +10,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from pipeline.rooms.textures import SIZE, Colour, blend, clouds, grid, hsv, noise, paint, wood
+from pipeline.synthetic.scene.textures import SIZE, Colour, blend, clouds, grid, hsv, noise, paint, wood
 
 
 def _rectangle(image: np.ndarray, box: tuple[float, float, float, float], colour: Colour) -> None:

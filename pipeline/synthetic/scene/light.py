@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.rooms.compiling import kernel, scalar
-from pipeline.rooms.geometry import SHELL, Primitives, hit, nearest, surface, to_local, to_world
+from pipeline.synthetic.compiling import kernel, scalar
+from pipeline.synthetic.scene.geometry import SHELL, Primitives, hit, nearest, surface, to_local, to_world
 
 _NEAR_M = 0.35
 _REACH_M = 1.3

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.rooms.camera import Lens, lens, walk
-from pipeline.rooms.render import develop, photograph, trace
-from pipeline.rooms.room import Room, build_room
-from pipeline.rooms.spec import FRAME_DEFECTS, RoomSpec
+from pipeline.synthetic.render.camera import Lens, lens, walk
+from pipeline.synthetic.render.render import develop, photograph, trace
+from pipeline.synthetic.scene.room import Room, build_room
+from pipeline.synthetic.spec import FRAME_DEFECTS, RoomSpec
 
 GAP = 5
 """Counter values that the defect "gap" skips."""

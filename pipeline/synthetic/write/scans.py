@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.rooms.classes import SEMANTIC_CLASSES, UNLABELLED
-from pipeline.rooms.room import Room
+from pipeline.synthetic.scene.room import Room
+from pipeline.synthetic.write.classes import SEMANTIC_CLASSES, UNLABELLED
 
 _VERTEX = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
 _PLY_TYPES = {"<f4": "float", "u1": "uchar", "<i4": "int"}

@@ -11,7 +11,7 @@ from numba import njit
 
 # Numba's cache looks at the file of the cached function alone and would go on using what it inlined from another file before that one was
 # edited. The digest of all kernel sources in the name of every kernel keeps old machine code apart.
-_SOURCES = ("geometry.py", "camera.py", "light.py", "render.py")
+_SOURCES = ("scene/geometry.py", "render/camera.py", "scene/light.py", "render/render.py")
 _DIGEST = hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in _SOURCES)).hexdigest()[:12]
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.rooms.compiling import kernel, scalar
-from pipeline.rooms.geometry import Primitives, clearance
+from pipeline.synthetic.compiling import kernel, scalar
+from pipeline.synthetic.scene.geometry import Primitives, clearance
 
 FULL_SIZE = (1752, 1168)
 # Two published ScanNet++ DSLR calibrations at 1752 x 1168: fx, fy, cx, cy, k1..k4.

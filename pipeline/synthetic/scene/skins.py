@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.rooms import textures
-from pipeline.rooms.parts import Materials, Skin
-from pipeline.rooms.textures import hsv
+from pipeline.synthetic.scene import textures
+from pipeline.synthetic.scene.parts import Materials, Skin
+from pipeline.synthetic.scene.textures import hsv
 
 
 def timber(rng: np.random.Generator, look: Materials, name: str = "timber") -> Skin:

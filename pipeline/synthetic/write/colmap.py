@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.rooms.camera import Lens
-from pipeline.rooms.capture import Capture, Shot
-from pipeline.rooms.geometry import cast_rays
-from pipeline.rooms.light import vertex_radiance
-from pipeline.rooms.room import Room
+from pipeline.synthetic.render.camera import Lens
+from pipeline.synthetic.render.capture import Capture, Shot
+from pipeline.synthetic.scene.geometry import cast_rays
+from pipeline.synthetic.scene.light import vertex_radiance
+from pipeline.synthetic.scene.room import Room
 
 _SOURCES = 12
 _POINTS_PER_SOURCE = 30

@@ -9,11 +9,11 @@ import math
 import cv2
 import numpy as np
 
-from pipeline.rooms.camera import Lens, unproject
-from pipeline.rooms.compiling import kernel, scalar
-from pipeline.rooms.geometry import SHELL, nearest
-from pipeline.rooms.light import radiance
-from pipeline.rooms.room import Room
+from pipeline.synthetic.compiling import kernel, scalar
+from pipeline.synthetic.render.camera import Lens, unproject
+from pipeline.synthetic.scene.geometry import SHELL, nearest
+from pipeline.synthetic.scene.light import radiance
+from pipeline.synthetic.scene.room import Room
 
 _TILE = 16
 _SUBPIXELS = np.array([[-0.125, -0.375], [0.375, -0.125], [0.125, 0.375], [-0.375, 0.125]])

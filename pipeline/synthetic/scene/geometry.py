@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.rooms.compiling import kernel, scalar
+from pipeline.synthetic.compiling import kernel, scalar
 
 BOX, ELLIPSOID, FRUSTUM, SHELL = 0, 1, 2, 3
 FACES = {BOX: 6, ELLIPSOID: 1, FRUSTUM: 3, SHELL: 6}

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.rooms import pictures, skins, textures, things
-from pipeline.rooms.parts import FRONT, TOP, Item, Materials, Part, Skin, box, ellipsoid, frustum, moved
-from pipeline.rooms.textures import hsv
+from pipeline.synthetic.scene import pictures, skins, textures, things
+from pipeline.synthetic.scene.parts import FRONT, TOP, Item, Materials, Part, Skin, box, ellipsoid, frustum, moved
+from pipeline.synthetic.scene.textures import hsv
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.rooms.geometry import BOX, ELLIPSOID, FACES, FRUSTUM
+from pipeline.synthetic.scene.geometry import BOX, ELLIPSOID, FACES, FRUSTUM
 
 FRONT, TOP = 2, 4
 """Box faces +y and +z: furniture looks along +y of its own frame."""

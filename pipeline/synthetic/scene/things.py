@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from pipeline.rooms import pictures, skins, textures
-from pipeline.rooms.parts import FRONT, TOP, Item, Materials, box, ellipsoid, frustum
-from pipeline.rooms.textures import hsv
+from pipeline.synthetic.scene import pictures, skins, textures
+from pipeline.synthetic.scene.parts import FRONT, TOP, Item, Materials, box, ellipsoid, frustum
+from pipeline.synthetic.scene.textures import hsv
 
 
 def books_flat(rng: np.random.Generator, look: Materials) -> Item:

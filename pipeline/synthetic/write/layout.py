@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline.rooms.capture import Capture, Shot, expose, plan, stream
-from pipeline.rooms.classes import metadata
-from pipeline.rooms.colmap import text_model
-from pipeline.rooms.room import Room, build_room, furnished_room
-from pipeline.rooms.scans import scan_files
-from pipeline.rooms.spec import FRAME_DEFECTS, RoomSpec
+from pipeline.synthetic.render.capture import Capture, Shot, expose, plan, stream
+from pipeline.synthetic.scene.room import Room, build_room, furnished_room
+from pipeline.synthetic.spec import FRAME_DEFECTS, RoomSpec
+from pipeline.synthetic.write.classes import metadata
+from pipeline.synthetic.write.colmap import text_model
+from pipeline.synthetic.write.scans import scan_files
 from storage.location import join, write_bytes
 
 _SPLITS = ("nvs_sem_train", "nvs_sem_val", "nvs_test", "nvs_test_small", "nvs_test_iphone", "sem_test")

@@ -9,8 +9,8 @@ bytes.
     write_root("rooms", specs, train=[specs[0].scene_id], val=[specs[1].scene_id])
 """
 
-from pipeline.rooms.capture import render_truth
-from pipeline.rooms.layout import write_room, write_root
-from pipeline.rooms.spec import DEFECTS, RoomSpec, room_specs
+from pipeline.synthetic.render.capture import render_truth
+from pipeline.synthetic.spec import DEFECTS, RoomSpec, room_specs
+from pipeline.synthetic.write.layout import write_room, write_root
 
 __all__ = ["DEFECTS", "RoomSpec", "render_truth", "room_specs", "write_room", "write_root"]

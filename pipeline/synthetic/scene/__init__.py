@@ -1,0 +1,1 @@
+"""What a room is: furniture and fittings of solids with textures, its mesh, its light."""

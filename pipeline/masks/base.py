@@ -35,7 +35,7 @@ class MaskSource(Protocol):
             [H,W] integers from 0 to 65535, 0 where nothing is labelled; the same number is the same object at least within the frame.
 
         Raises:
-            BadScene: the scene has nothing to take labels from.
+            StorageError: there is nothing to take labels from. The shard fails, and nothing of it is kept: frames do not depend on masks.
         """
         ...
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.readers.base import BadScene, Scene
+from pipeline.readers.base import Scene
 from storage.domain import Frame
+from storage.location import StorageError
 
 
 @dataclass
@@ -22,8 +23,7 @@ class MeshMasks:
 
     def labels(self, frame: Frame, scene: Scene | None) -> np.ndarray:
         if frame.labels is None:
-            assert scene
-            raise BadScene(scene.index.scene_id, "no_labels", "masks=mesh: this layout has no annotated mesh; choose other masks")
+            raise StorageError(f"masks=mesh: frame {frame.name} has no labels, for its layout has no annotated mesh; choose another source")
         return frame.labels
 
     def describe(self) -> dict[str, str]:

@@ -141,8 +141,12 @@ def test_masks_of_another_source_lie_beside_those_of_the_mesh(rooms: str, datase
 
 
 def test_a_reader_of_another_layout_and_masks_without_a_mesh(toys: dict[str, str], tmp_path: Path) -> None:
+    """Frames do not depend on masks: what a wrong choice of masks stopped is built once the choice is right."""
     (tmp_path / "train").write_text("hall empty")
     keys = (f"root={tmp_path}", "split=train", "layout=toy", "features=none", "min_kept_share=0.4", "windows.gap=4")
+    wrong = command("pipeline/build_shards.py", f"dataset={tmp_path}/d", *BUILD, *keys, environment=toys, check=False)
+    assert wrong.returncode == 1
+    assert "masks=mesh: frame 000.png has no labels" in wrong.stderr.splitlines()[-1]
     command("pipeline/build_shards.py", f"dataset={tmp_path}/d", *BUILD, *keys, "masks=toy", environment=toys)
     table = Table.open(f"{tmp_path}/d", ["windows", "masks-toy"])
     assert table.frames.all_keys() == [f"hall-{n:03d}" for n in range(14) if n != 3]

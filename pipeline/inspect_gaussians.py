@@ -35,7 +35,7 @@ from storage.index import Index
 from storage.location import join
 from storage.provenance import Provenance
 from storage.table import Table
-from training.pictures import to_png
+from training.figures import to_png
 from training.splat import gaussian_covariances
 
 _SH_C0 = 0.28209479177387814  # the constant spherical harmonic: 1 / (2 sqrt(pi))

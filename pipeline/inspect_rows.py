@@ -18,7 +18,7 @@ from storage import location
 from storage.domain import Camera, Frame, Gaussians
 from storage.location import join
 from storage.table import Row, Table
-from training.pictures import label_colours, to_png
+from training.figures import label_colours, to_png
 from training.splat import rasterize
 from training.splat.window import window_lift
 

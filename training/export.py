@@ -20,8 +20,8 @@ from storage import codec, location
 from storage.location import NotFound, join
 from training import checkpoint
 from training.backbone import StateDict, build_backbone, hash_weights, load_weights, patch_tokens
-from training.distill import Network
 from training.lora import merged_state_dict, seed_rows
+from training.objective.distill import Network
 
 _SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
 _PARITY = 1e-5  # of the tokens' largest value; folding LoRA in rounds differently

@@ -30,15 +30,15 @@ from configs.schema import TeacherMode, TrainConfig
 from storage import codec, location
 from storage.column import Column
 from storage.location import join
-from training import checkpoint, pictures
+from training import checkpoint, figures
 from training.backbone import StateDict, hash_weights, load_weights
-from training.batch import Batch
-from training.distill import build_networks, distillation_loss, supervise
-from training.ema import update_teacher
-from training.loader import step_batches
-from training.pins import pinned_rows
-from training.rows import WindowRows, few
-from training.schedule import one_cycle
+from training.data.batch import Batch
+from training.data.loader import step_batches
+from training.data.pins import pinned_rows
+from training.data.rows import WindowRows, few
+from training.objective.distill import build_networks, distillation_loss, supervise
+from training.objective.ema import update_teacher
+from training.objective.schedule import one_cycle
 
 
 class Run:
@@ -141,8 +141,8 @@ class Run:
         tokens, _ = self.student(batch.target_images.float() / 255, batch.seeds, targets.keep)
         self.student.train()
         blend = self.config.supervision.blend
-        return pictures.to_png(
-            pictures.distillation_panel(batch, targets, tokens, f"step {self.step}, blend {blend}, {_backbone_note(self.config)}")
+        return figures.to_png(
+            figures.distillation_panel(batch, targets, tokens, f"step {self.step}, blend {blend}, {_backbone_note(self.config)}")
         )
 
 
@@ -212,7 +212,7 @@ def _train(config: TrainConfig, device: torch.device) -> None:
         board.close()
         history = read_metrics(config.output)
         if history:
-            location.write_bytes(join(config.output, "curves.png"), pictures.to_png(pictures.curves(history, _backbone_note(config))))
+            location.write_bytes(join(config.output, "curves.png"), figures.to_png(figures.curves(history, _backbone_note(config))))
         print(
             f"{config.output}: {run.step} of {config.steps} steps done"
             + ("" if run.step >= config.steps else "; the same command goes on"),

@@ -49,8 +49,8 @@ from storage.records.frames import IMAGE, VALID, decode_valid  # noqa: E402
 from storage.records.operators import OPERATOR_MEMBERS, decode_operator  # noqa: E402
 from tests.bench import loader_peers as peers  # noqa: E402
 from tests.servers import delayed, seaweedfs  # noqa: E402
-from training.loader import StepSampler, step_batches  # noqa: E402
-from training.rows import WindowRows, open_rows  # noqa: E402
+from training.data.loader import StepSampler, step_batches  # noqa: E402
+from training.data.rows import WindowRows, open_rows  # noqa: E402
 from training.splat.apply import collate_operators  # noqa: E402
 
 HEIGHT, WIDTH, BATCH = 336, 448, 8

@@ -45,7 +45,7 @@ from storage.provenance import Provenance  # noqa: E402
 from storage.records.operators import operator_member  # noqa: E402
 from storage.table import Table  # noqa: E402
 from tests.servers import delayed, requests_made, seaweedfs  # noqa: E402
-from training.rows import WindowRows  # noqa: E402
+from training.data.rows import WindowRows  # noqa: E402
 
 TARGETS, SCENE, SHARD = 9, 500, 64
 COLUMNS = ["windows", "masks", "operators"]  # and `frames`

@@ -34,7 +34,7 @@ from storage.records.gaussians import decode_gaussians
 from storage.records.operators import encode_operator
 from storage.table import Table
 from tests.conftest import REPOSITORY, command, hashes
-from training.pictures import to_png
+from training.figures import to_png
 
 
 def descendants(pid: int) -> Iterator[tuple[int, str]]:

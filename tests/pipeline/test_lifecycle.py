@@ -25,9 +25,9 @@ from storage.location import StorageError
 from storage.table import Table
 from tests.conftest import REPOSITORY, hashes
 from training import train
-from training.loader import step_batches
-from training.pins import pinned_rows
-from training.rows import open_rows
+from training.data.loader import step_batches
+from training.data.pins import pinned_rows
+from training.data.rows import open_rows
 
 SIZE = ("width=112", "height=84", "frames_per_shard=8", "source=synthetic-rooms", "licence=MIT", "features=none", "backbone=demo")
 DERIVED = ("windows", "masks", "gaussians", "operators")

@@ -10,10 +10,10 @@ import torch
 from configs import ConfigError
 from configs.schema import BackboneConfig, LoraConfig
 from training.backbone import build_backbone, hash_weights, load_weights, patch_tokens, preprocess, read_state_dict, resample_position
-from training.ema import update_teacher
-from training.head import DinoHead, token_cross_entropy
 from training.lora import RowDropout, add_lora, merged_state_dict, seed_rows
-from training.schedule import one_cycle
+from training.model.head import DinoHead, token_cross_entropy
+from training.objective.ema import update_teacher
+from training.objective.schedule import one_cycle
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "snd"
 DEMO = BackboneConfig("vit_small_patch14_dinov2", "random", 0)

@@ -17,8 +17,8 @@ from pipeline.reconstruct.depth import DepthReconstructor
 from storage.domain import Camera, Frame, Gaussians
 from storage.records.gaussians import transparent_gaussians
 from tests.datasets import Scene, write_dataset
-from training.distill import supervise
-from training.rows import open_rows
+from training.data.rows import open_rows
+from training.objective.distill import supervise
 from training.splat.window import WindowSplat
 
 SIZE = 56  # 4 x 4 tokens

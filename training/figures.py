@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from training.batch import Batch
-from training.distill import Targets
+from training.data.batch import Batch
+from training.objective.distill import Targets
 
 
 def to_png(figure: Figure) -> bytes:

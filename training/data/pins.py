@@ -11,7 +11,7 @@ from storage import codec, location
 from storage.index import Damaged, Index, read_current
 from storage.location import NotFound, StorageError, join
 from training import checkpoint
-from training.rows import WindowRows, open_rows
+from training.data.rows import WindowRows, open_rows
 
 
 def pinned_rows(config: TrainConfig) -> WindowRows:

@@ -31,8 +31,8 @@ from storage.records.gaussians import MEMBERS as GAUSSIAN_MEMBERS
 from storage.records.gaussians import decode_gaussians
 from storage.records.operators import OPERATOR_MEMBERS, TokenOperator, decode_operator, operator_member
 from storage.table import Table
-from training.batch import Batch
-from training.order import choose, mix
+from training.data.batch import Batch
+from training.data.order import choose, mix
 from training.splat.apply import collate_operators
 from training.splat.window import WindowSplat
 

@@ -6,7 +6,7 @@ import pytest
 from configs import load
 from configs.schema import TrainConfig
 from storage import codec
-from training.rows import open_rows
+from training.data.rows import open_rows
 
 
 @pytest.mark.parametrize("labels", [False, True])

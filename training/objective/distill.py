@@ -19,10 +19,10 @@ import torch.nn.functional as F
 
 from configs.schema import TrainConfig
 from training.backbone import PATCH, StateDict, build_backbone, grid_size, patch_tokens
-from training.batch import Batch
-from training.head import DinoHead, token_cross_entropy
+from training.data.batch import Batch
+from training.data.order import mix
 from training.lora import add_lora, seed_rows
-from training.order import mix
+from training.model.head import DinoHead, token_cross_entropy
 from training.splat import render_token_targets
 from training.splat.apply import apply_operators
 

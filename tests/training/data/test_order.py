@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import ConfigError
-from training.loader import StepSampler
-from training.order import choose, epoch_permutation, mix, step_rows
+from training.data.loader import StepSampler
+from training.data.order import choose, epoch_permutation, mix, step_rows
 
 
 @given(st.integers(1, 200), st.integers(0, 2**40), st.integers(1, 17), st.integers(0, 30))

@@ -16,9 +16,9 @@ import torch
 
 from configs import ConfigError
 from configs.schema import TrainConfig
-from training.batch import Batch
-from training.order import step_rows
-from training.rows import Choice, WindowRows
+from training.data.batch import Batch
+from training.data.order import step_rows
+from training.data.rows import Choice, WindowRows
 
 
 class StepSampler:

@@ -11,7 +11,7 @@ from configs.schema import TrainConfig
 from storage import codec, location
 from storage.index import Damaged
 from storage.location import NotFound
-from training.pins import pinned_rows
+from training.data.pins import pinned_rows
 
 CHECKPOINT = "checkpoints/step-000000002.pt"
 

@@ -1,0 +1,1 @@
+"""From a dataset on storage to the batches of a training step."""

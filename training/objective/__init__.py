@@ -1,0 +1,1 @@
+"""What training minimises: supervision, teacher targets, loss, and the schedules of teacher and learning rate."""

@@ -16,7 +16,7 @@ from storage import location
 from storage.table import Table
 from tests.conftest import REPOSITORY, command
 from tests.servers import ray_head
-from training.train import read_metrics
+from training.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 

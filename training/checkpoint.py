@@ -10,7 +10,7 @@ import io
 import json
 import pickle
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from configs.schema import TrainConfig
 from storage import location
 from storage.location import join
 from storage.provenance import differences
+from training.model.network import Network
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -34,11 +35,62 @@ def identity(config: TrainConfig, weights_hash: str, dataset_hash: str) -> dict[
     return {"format_version": FORMAT_VERSION, "config": plain, "weights_sha256": weights_hash, "dataset_sha256": dataset_hash}
 
 
-def save(run: str, step: int, state: dict[str, Any], who: dict[str, Any]) -> None:
-    """Writes the checkpoint of `step` completed steps."""
+@dataclass
+class TrainerState:
+    """All that a step changes. Every field is in a checkpoint: a new one cannot be forgotten."""
+
+    student: Network
+    teacher: Network
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """By field: of a network the trained parameters, on the CPU; a number as it is; else the part's own `state_dict`."""
+        return {field.name: _state(getattr(self, field.name)) for field in fields(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave. Raises ValueError, which names it, where a part is missing, surplus or does not fit."""
+        names = {field.name for field in fields(self)}
+        if set(state) != names:
+            raise ValueError(f"it lacks {sorted(names - set(state))} and has {sorted(set(state) - names)} too many")
+        for name, part in state.items():
+            own = getattr(self, name)
+            try:
+                if isinstance(own, Network):
+                    own.load_trained(part)
+                elif isinstance(own, int):
+                    setattr(self, name, int(part))
+                else:
+                    own.load_state_dict(part)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"{name}: {error}") from error
+
+    def load(self, run: str, step: int, who: dict[str, Any]) -> None:
+        """Goes on from a checkpoint of the same run."""
+        state, there = load(run, step)
+        check_identity(run, there, who)
+        state.pop("identity")
+        try:
+            self.load_state_dict(state)
+        except ValueError as error:
+            raise ConfigError(f"{_url(run, step)}: {' '.join(str(error).split())}; remove it to go on from the one before") from error
+
+
+def _state(part: Any) -> Any:
+    if isinstance(part, Network):
+        return {name: parameter.detach().cpu() for name, parameter in part.trained().items()}
+    return part if isinstance(part, int) else part.state_dict()
+
+
+def save(run: str, state: TrainerState, who: dict[str, Any]) -> None:
+    """Writes the checkpoint of the steps that are completed."""
     stream = io.BytesIO()
-    torch.save({**state, "step": step, "identity": json.dumps(who, sort_keys=True)}, stream)
-    location.write_bytes(join(run, "checkpoints", f"step-{step:09d}.pt"), stream.getvalue())
+    torch.save({**state.state_dict(), "identity": json.dumps(who, sort_keys=True)}, stream)
+    location.write_bytes(_url(run, state.step), stream.getvalue())
+
+
+def _url(run: str, step: int) -> str:
+    return join(run, "checkpoints", f"step-{step:09d}.pt")
 
 
 def steps(run: str) -> list[int]:
@@ -49,7 +101,7 @@ def steps(run: str) -> list[int]:
 
 def load(run: str, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """State and identity of one checkpoint. Only tensors and plain values are unpickled."""
-    url = join(run, "checkpoints", f"step-{step:09d}.pt")
+    url = _url(run, step)
     try:
         state = torch.load(io.BytesIO(location.read_bytes(url)), map_location="cpu", weights_only=True)
         return state, json.loads(state["identity"])

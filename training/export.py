@@ -21,7 +21,7 @@ from storage.location import NotFound, join
 from training import checkpoint
 from training.backbone import StateDict, build_backbone, hash_weights, load_weights, patch_tokens
 from training.lora import merged_state_dict, seed_rows
-from training.objective.distill import Network
+from training.model.network import Network
 
 _SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
 _PARITY = 1e-5  # of the tokens' largest value; folding LoRA in rounds differently
@@ -69,9 +69,7 @@ def export_state_dict(config: TrainConfig, base: StateDict, trained: StateDict) 
     """The plain backbone's state dict with the trained LoRA folded in and the position embedding as published, checked for parity."""
     size = 8 * 14
     network = Network(config, base, size, size).eval()
-    own = dict(network.named_parameters())
-    for name, tensor in trained.items():
-        own[name].data.copy_(tensor)
+    network.load_trained(trained)
     exported = {**merged_state_dict(network.backbone), "pos_embed": base["pos_embed"].clone()}
     plain = build_backbone(config.backbone.architecture, exported, size, size).eval()
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from training.data.batch import Batch
-from training.objective.distill import Targets
+from training.objective.supervision import Supervision
 
 
 def to_png(figure: Figure) -> bytes:
@@ -43,7 +43,7 @@ def pca_colours(tokens_hwc: torch.Tensor, mean: torch.Tensor, basis: torch.Tenso
     return ((scores - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).numpy()
 
 
-def distillation_panel(batch: Batch, targets: Targets, student_tokens: torch.Tensor, title: str) -> Figure:
+def distillation_panel(batch: Batch, supervision: Supervision, student_tokens: torch.Tensor, title: str) -> Figure:
     """A row for each sample: context, target, its masks, supervision and student in one PCA basis (fitted on the kept supervision
     tokens)."""
     assert batch.context_images is not None
@@ -55,17 +55,17 @@ def distillation_panel(batch: Batch, targets: Targets, student_tokens: torch.Ten
     figure = Figure(figsize=(2.3 * len(columns), 2.3 * rows * height / width + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    kept = targets.tokens[targets.keep]
+    kept = supervision.tokens[supervision.keep]
     basis = None
     if len(kept) >= 3:
         mean, components = pca_basis(kept)
         scores = (kept.float().cpu() - mean) @ components
         basis = (mean, components, scores.quantile(0.02, 0), scores.quantile(0.98, 0))
     for b in range(rows):
-        keep = targets.keep[b].cpu().numpy()[..., None]
+        keep = supervision.keep[b].cpu().numpy()[..., None]
         pictures: list[np.ndarray] = [*map(_hwc, batch.context_images[b]), _hwc(batch.target_images[b])]
         pictures.append(label_colours(batch.target_labels[b].cpu().numpy()))
-        for tokens in (targets.tokens[b], student_tokens[b].detach()):
+        for tokens in (supervision.tokens[b], student_tokens[b].detach()):
             pictures.append(np.zeros((*keep.shape[:2], 3)) if basis is None else pca_colours(tokens, *basis))
         pictures[-2] = np.where(keep, pictures[-2], 0)
         for axis, picture, name in zip(axes[b], pictures, columns, strict=True):

@@ -28,6 +28,7 @@ from training import train
 from training.data.loader import step_batches
 from training.data.pins import pinned_rows
 from training.data.rows import open_rows
+from training.metrics import read_metrics
 
 SIZE = ("width=112", "height=84", "frames_per_shard=8", "source=synthetic-rooms", "licence=MIT", "features=none", "backbone=demo")
 DERIVED = ("windows", "masks", "gaussians", "operators")
@@ -49,7 +50,7 @@ def training(dataset: str, output: Path | str, *more: str) -> TrainConfig:
 
 
 def losses(output: Path | str) -> list[float]:
-    return [m["loss"] for m in train.read_metrics(str(output))]
+    return [m["loss"] for m in read_metrics(str(output))]
 
 
 def list_scenes(root: str, specs: list[RoomSpec]) -> None:

@@ -14,7 +14,7 @@ from storage.location import NotFound
 from training import checkpoint
 from training.backbone import PRETRAINED_SIZE, build_backbone, load_weights, patch_tokens, preprocess, read_state_dict
 from training.export import file_name, run
-from training.objective.distill import Network
+from training.model.network import Network
 from training.train import run as train
 
 SMALL = ("backbone=demo", "batch=2", "steps=4", "head.hidden=32", "head.prototypes=64", "head.student_temperature=0.1", "loader.workers=0",

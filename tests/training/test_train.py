@@ -23,7 +23,8 @@ from storage.records.gaussians import encode_gaussians
 from storage.table import Table
 from tests.conftest import REPOSITORY
 from training import checkpoint
-from training.train import read_metrics, run
+from training.metrics import read_metrics
+from training.train import run
 
 # A head small enough for two cores. Temperatures below 1 give a gradient that 40 steps can follow; the published ones need thousands.
 SMALL = ("backbone=demo", "batch=2", "steps=40", "head.hidden=64", "head.prototypes=256", "head.student_temperature=0.1",

@@ -21,12 +21,17 @@ from training.data.order import step_rows
 from training.data.rows import Choice, WindowRows
 
 
+def check_share(batch: int, world: int) -> None:
+    """Raises ConfigError where the ranks cannot share a batch equally."""
+    if batch % world:
+        raise ConfigError(f"batch={batch} rows a step cannot be shared equally by {world} ranks; choose a multiple of {world}")
+
+
 class StepSampler:
     """For each step the (row, draw) pairs of one rank."""
 
     def __init__(self, rows: int, seed: int, batch: int, steps: range, rank: int, world: int) -> None:
-        if batch % world:
-            raise ConfigError(f"batch={batch} rows a step cannot be shared equally by {world} ranks; choose a multiple of {world}")
+        check_share(batch, world)
         self.rows, self.seed, self.batch, self.steps, self.rank, self.world = rows, seed, batch, steps, rank, world
 
     def __len__(self) -> int:

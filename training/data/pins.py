@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributed as dist
-
 from configs.schema import TrainConfig
 from storage import codec, location
 from storage.index import Damaged, Index, read_current
 from storage.location import NotFound, StorageError, join
 from training import checkpoint
 from training.data.rows import WindowRows, open_rows
+from training.distributed import Ranks
 
 
-def pinned_rows(config: TrainConfig) -> WindowRows:
+def pinned_rows(config: TrainConfig, ranks: Ranks | None = None) -> WindowRows:
     """The rows of a run: those of the indexes that it began with, which a dataset that grows keeps.
 
     Rank 0 decides, all ranks follow. Raises StorageError where a scene was withdrawn since, unless `loader.skip_withdrawn`: its rows are
     then replaced by others, and `dataset.json` says so.
     """
-    said: list[Any] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            said = [_decide(config)]
-        except Exception as error:  # an error is an answer too: the other ranks wait for one
-            said = [error]
-    if dist.is_initialized():
-        dist.broadcast_object_list(said)
-    if isinstance(said[0], Exception):
-        raise said[0]
-    indexes, withdrawn = said[0]
+    if ranks is None:
+        return _open(config, *_decide(config))
+    decided = None
+    with ranks.together():
+        if ranks.rank == 0:
+            decided = _decide(config)
+    decided = ranks.from_rank_0(decided)
+    with ranks.together():
+        rows = _open(config, *decided)
+    return rows
+
+
+def _open(config: TrainConfig, indexes: dict[str, str], withdrawn: list[str]) -> WindowRows:
     rows = open_rows(config, indexes)
     rows.withdrawn = frozenset(withdrawn)
     return rows

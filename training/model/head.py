@@ -1,4 +1,4 @@
-"""The projection head of DINO and its cross-entropy, token by token."""
+"""The projection head of DINO."""
 
 from __future__ import annotations
 
@@ -42,15 +42,3 @@ class DinoHead(torch.nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.last_layer(F.normalize(self.mlp(features), dim=-1, eps=1e-12))
-
-
-def token_cross_entropy(
-    student_logits_nk: torch.Tensor, teacher_logits_nk: torch.Tensor, student_temperature: float = 1.0, teacher_temperature: float = 1.0
-) -> torch.Tensor:
-    """Cross-entropy of each token's student distribution under the teacher's, [N] float32. No gradient reaches the teacher.
-
-    The published temperatures are 1 (its configured ones are never read). With K prototypes the value lies near ln K: watch the loss less
-    ln K.
-    """
-    teacher = F.softmax(teacher_logits_nk.detach().float() / teacher_temperature, dim=-1)
-    return -(teacher * F.log_softmax(student_logits_nk.float() / student_temperature, dim=-1)).sum(-1)

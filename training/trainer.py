@@ -1,0 +1,178 @@
+"""The loop of a training: its networks are built, its newest checkpoint loaded, then step after step until it is done or stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from configs import ConfigError
+from configs.schema import TeacherMode, TrainConfig
+from storage import codec, location
+from storage.column import Column
+from storage.location import join
+from training import checkpoint, figures
+from training.backbone import hash_weights, load_weights
+from training.checkpoint import TrainerState
+from training.data.batch import Batch
+from training.data.loader import check_share, step_batches
+from training.data.pins import pinned_rows
+from training.data.rows import WindowRows, few
+from training.distributed import Ranks, choose_device
+from training.metrics import Metrics, read_metrics
+from training.model.network import build_networks
+from training.objective.distill import distill, supervise
+from training.objective.ema import update_teacher
+from training.objective.schedule import one_cycle
+
+
+class Trainer:
+    """One rank of one training run. What cannot be done is refused while it is built, on all ranks."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        with ranks.together():
+            self.device = choose_device(config.device)
+            check_share(config.batch, ranks.world)
+        self.rows = pinned_rows(config, ranks)
+        with ranks.together():
+            self._build()
+        with ranks.together():
+            newest = (checkpoint.steps(config.output) or [0])[-1] if ranks.rank == 0 else 0
+        newest, identity = ranks.from_rank_0((newest, self.identity))
+        with ranks.together():
+            checkpoint.check_identity(f"rank {ranks.rank}, beside rank 0's {config.output}", identity, self.identity)
+            if newest:
+                self.state.load(config.output, newest, self.identity)
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        self.parallel = torch.nn.parallel.DistributedDataParallel(self.state.student, device_ids=device_ids)
+        self.signalled = False  # this rank was asked to stop
+        self.stopping = False  # all ranks know of it
+
+    def _build(self) -> None:
+        config, weights = self.config, load_weights(self.config.backbone)
+        weights_hash = hash_weights(weights)
+        _check_features(config, self.rows, weights_hash)
+        self.identity = checkpoint.identity(config, weights_hash, _dataset_hash(self.rows))
+        height, width = self._probe(labels=False).target_images.shape[-2:]
+        student, teacher = build_networks(config, weights, height, width)
+        student, teacher = student.to(self.device), teacher.to(self.device)
+        optimizer = torch.optim.Adam(student.trained().values(), lr=config.optimizer.lr, betas=(0.9, 0.999), eps=1e-8)
+        self.state = TrainerState(student, teacher, optimizer)
+
+    def _probe(self, labels: bool) -> Batch:
+        """The rows that the pictures show: those of step 0, at most four; with labels and context images, or as training reads them."""
+        config = few(self.config, 4)
+        rows = self.rows.with_labels() if labels else self.rows
+        return next(iter(step_batches(rows, config, range(1), 0, 1)))
+
+    def train(self) -> None:
+        """From the state's step to `steps` or `until`, or to a signal; ends with a checkpoint."""
+        config, state, lead = self.config, self.state, self.ranks.rank == 0
+        last = config.steps if config.until is None else min(config.until, config.steps)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "signalled", True))
+        signal.signal(signal.SIGINT, lambda *_: setattr(self, "signalled", True))
+        if lead:
+            print(f"{config.output}: steps {state.step} to {last} of {config.steps}, {len(self.rows)} rows, {self.ranks.world} ranks on "
+                  f"{self.device.type}, {_backbone_note(config)}", flush=True)  # fmt: skip
+        metrics = Metrics(config.output, state.step, last) if lead else None
+        waiting = began = time.perf_counter()
+        steps = range(state.step, last)
+        for batch in step_batches(self.rows, config, steps, self.ranks.rank, self.ranks.world, pinned=self.device.type == "cuda"):
+            now = time.perf_counter()
+            measured = self.train_step(batch, now - waiting, now - began)
+            began = now
+            if metrics:
+                metrics.add(measured)
+                if state.step % config.checkpoint_every == 0 or self.stopping or state.step == last:
+                    metrics.write(state.step)
+                    checkpoint.save(config.output, state, self.identity)
+                if state.step % config.picture_every == 0 or state.step == config.steps:
+                    location.write_bytes(join(config.output, "pictures", f"pca-{state.step:09d}.png"), self.picture())
+            if self.stopping:
+                break
+            waiting = time.perf_counter()
+        if metrics:
+            metrics.close()
+            self._report()
+
+    def _report(self) -> None:
+        config, step = self.config, self.state.step
+        history = read_metrics(config.output)
+        if history:
+            location.write_bytes(join(config.output, "curves.png"), figures.to_png(figures.curves(history, _backbone_note(config))))
+        more = "" if step >= config.steps else "; the same command goes on"
+        print(f"{config.output}: {step} of {config.steps} steps done{more}", flush=True)
+
+    def train_step(self, batch: Batch, waited: float, spent: float) -> dict[str, Any]:
+        """One optimiser step. The loss is the mean over the kept tokens of all ranks, so the world size does not change it.
+
+        waited: seconds for this batch; spent: seconds of the whole step before this one.
+        """
+        config, state, step = self.config, self.state, self.state.step
+        batch = batch.to(self.device)
+        supervision = supervise(config, state.teacher, batch)
+        own = distill(config, self.parallel, state.teacher, batch, supervision)
+        sums = torch.stack([own.kept.double(), own.loss.detach().double(), own.cosine.double(),
+                            torch.tensor(float(self.signalled), dtype=torch.float64, device=self.device)])  # fmt: skip
+        dist.all_reduce(sums)
+        kept, loss, cosine, stop = sums.tolist()
+        self.stopping = stop > 0
+        state.optimizer.zero_grad(set_to_none=True)
+        (own.loss * (self.ranks.world / max(kept, 1.0))).backward()  # DDP averages over ranks; this makes it the mean over all kept tokens
+        if config.teacher.mode is TeacherMode.ema and step % config.teacher.every == 0:
+            update_teacher(state.teacher, state.student, config.teacher.momentum)
+        lr = one_cycle(step, config.steps, config.optimizer.lr, config.optimizer.warmup)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.step()
+        state.step += 1
+        mean = loss / max(kept, 1.0)
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"step {step}: the loss is {mean} (rank {self.ranks.rank}, rows {', '.join(batch.keys)}); lower optimizer.lr"
+            )
+        return {
+            "step": step, "loss": mean, "excess_loss": mean - math.log(config.head.prototypes), "cosine": cosine / max(kept, 1.0), "lr": lr,
+            "kept_tokens": int(kept), "data_wait_s": round(waited, 4), "rows_per_s": round(config.batch / max(spent, 1e-9), 3),
+            "requests_per_row": batch.reads["requests"] / len(batch.keys),
+            "cache_hits": batch.reads["hits"] / max(1, batch.reads["hits"] + batch.reads["misses"]),
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def picture(self) -> bytes:
+        """The PCA panel of the probe rows as PNG."""
+        batch = self._probe(labels=True).to(self.device)
+        self.state.student.eval()
+        supervision = supervise(self.config, self.state.teacher, batch)
+        tokens = self.state.student.tokens(batch.target_images.float() / 255, batch.seeds)
+        self.state.student.train()
+        blend = self.config.supervision.blend
+        return figures.to_png(
+            figures.distillation_panel(batch, supervision, tokens, f"step {self.state.step}, blend {blend}, {_backbone_note(self.config)}")
+        )
+
+
+def _dataset_hash(rows: WindowRows) -> str:
+    return hashlib.sha256(codec.encode_json(rows.pins)).hexdigest()
+
+
+def _check_features(config: TrainConfig, rows: WindowRows, weights_hash: str) -> None:
+    """A frozen teacher's cached tokens must come from the very weights that the student starts from."""
+    if config.teacher.mode is TeacherMode.frozen:
+        cached = Column(config.dataset, "features").provenance().settings["weights_sha256"]
+        if cached != weights_hash:
+            raise ConfigError(
+                f"{config.dataset}: column 'features' was made with other weights ({str(cached)[:12]}) than backbone has "
+                f"({weights_hash[:12]}); build the column with this backbone, or choose teacher.mode=ema"
+            )
+
+
+def _backbone_note(config: TrainConfig) -> str:
+    substitute = " (random substitute weights)" if config.backbone.weights == "random" else ""
+    return f"{config.backbone.architecture}{substitute}"

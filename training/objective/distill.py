@@ -33,7 +33,7 @@ def supervise(config: TrainConfig, teacher: Network, batch: Batch) -> Supervisio
 
 
 def distill(config: TrainConfig, student: torch.nn.Module, teacher: Network, batch: Batch, supervision: Supervision) -> LossSums:
-    """The student's loss sums over this rank's kept tokens; divide by the kept tokens of all ranks. student: a `Student`, or DDP around one."""
+    """The student's loss sums over this rank's kept tokens; divide by those of all ranks. student: a `Student`, or DDP around one."""
     tokens = supervision.tokens[supervision.keep]
     with torch.no_grad():
         probabilities = SoftmaxTargets(config.head.teacher_temperature).probabilities(teacher.head(tokens))

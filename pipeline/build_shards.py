@@ -179,7 +179,7 @@ def _build_image_masks(config: BuildShardsConfig, column: Column, frames: Index,
 
 
 def _build_features(config: BuildShardsConfig, frames: Index, windows: Index, note: Provenance, cluster: Cluster) -> list[int]:
-    from training.backbone import build_backbone, hash_weights, load_weights
+    from training.model.backbone import build_backbone, hash_weights, load_weights
 
     weights = load_weights(config.backbone)
     build_backbone(config.backbone.architecture, weights, config.height, config.width)  # what does not fit is refused here

@@ -105,7 +105,7 @@ def _operators_provenance(
     config: CacheGaussiansConfig, table: Table, made: Provenance, note: Provenance, reconstructor: Reconstructor
 ) -> Provenance:
     """made: provenance of the Gaussians, from which operators are made where they are kept."""
-    from training.backbone import grid_size
+    from training.model.backbone import grid_size
 
     sources = {name: index.provenance for name, index in table.columns.items()}
     if config.keep_gaussians:

@@ -19,8 +19,8 @@ from configs.schema import ExportConfig, TrainConfig
 from storage import codec, location
 from storage.location import NotFound, join
 from training import checkpoint
-from training.backbone import StateDict, build_backbone, hash_weights, load_weights, patch_tokens
-from training.lora import merged_state_dict, seed_rows
+from training.model.backbone import StateDict, build_backbone, hash_weights, load_weights, patch_tokens
+from training.model.lora import merged_state_dict, seed_rows
 from training.model.network import Network
 
 _SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}

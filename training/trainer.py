@@ -17,7 +17,7 @@ from storage import codec, location
 from storage.column import Column
 from storage.location import join
 from training import checkpoint, figures
-from training.backbone import hash_weights, load_weights
+from training.model.backbone import hash_weights, load_weights
 from training.checkpoint import TrainerState
 from training.data.batch import Batch
 from training.data.loader import check_share, step_batches

@@ -56,7 +56,7 @@ class FeaturesMaker:
     ) -> None:
         import torch
 
-        from training.backbone import build_backbone, load_weights
+        from training.model.backbone import build_backbone, load_weights
 
         self.table = Table.open(dataset, [windows] if windows else [], pins)
         self.wanted = context_frames(self.table.frames, self.table.windows) if windows else None
@@ -71,7 +71,7 @@ class FeaturesMaker:
     def _rows(self, frames: Sequence[int]) -> list[tuple[str, dict[str, bytes]]]:
         import torch
 
-        from training.backbone import patch_tokens
+        from training.model.backbone import patch_tokens
 
         images = np.stack([frame.image for frame in self.table.read_frames(frames)])
         with torch.inference_mode():

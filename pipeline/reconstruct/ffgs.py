@@ -14,8 +14,8 @@ from configs import ConfigError
 from pipeline.reconstruct.reconstructor import BadContext, Reconstructor, check_views, choose_device, frame_names
 from storage.domain import Camera, Frame, Gaussians
 from storage.records.gaussians import encode_gaussians
-from training import torchvision_ops  # noqa: F401  (before ffgs, which imports torchvision)
-from training.backbone import hash_weights
+from training.model import torchvision_ops  # noqa: F401  (before ffgs, which imports torchvision)
+from training.model.backbone import hash_weights
 
 if TYPE_CHECKING:
     from ffgs import ModelFrame

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import training.torchvision_ops  # noqa: F401  (before ffgs)
+import training.model.torchvision_ops  # noqa: F401  (before ffgs)
 
 pytest.importorskip("ffgs", reason="the extra `ffgs` is not installed")
 

@@ -12,7 +12,7 @@ from configs import ConfigError, load
 from configs.schema import ExportConfig, TrainConfig
 from storage.location import NotFound
 from training import checkpoint
-from training.backbone import PRETRAINED_SIZE, build_backbone, load_weights, patch_tokens, preprocess, read_state_dict
+from training.model.backbone import PRETRAINED_SIZE, build_backbone, load_weights, patch_tokens, preprocess, read_state_dict
 from training.export import file_name, run
 from training.model.network import Network
 from training.train import run as train
@@ -49,7 +49,7 @@ def test_timm_loads_it_strictly_and_gives_the_trained_tokens(
     base = load_weights(trained[1].backbone)
     assert max((exported[name] - base[name]).abs().max().item() for name in base) > 1e-2
 
-    import timm  # here: it needs training.torchvision_ops first
+    import timm  # here: it needs training.model.torchvision_ops first
 
     image = torch.from_numpy(np.random.default_rng(0).random((1, 3, *size), dtype=np.float32))
     model = timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=False, num_classes=0).eval()

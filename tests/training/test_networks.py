@@ -9,8 +9,8 @@ import torch
 
 from configs import ConfigError
 from configs.schema import BackboneConfig, LoraConfig
-from training.backbone import build_backbone, hash_weights, load_weights, patch_tokens, preprocess, read_state_dict, resample_position
-from training.lora import RowDropout, add_lora, merged_state_dict, seed_rows
+from training.model.backbone import build_backbone, hash_weights, load_weights, patch_tokens, preprocess, read_state_dict, resample_position
+from training.model.lora import RowDropout, add_lora, merged_state_dict, seed_rows
 from training.model.head import DinoHead
 from training.objective.ema import update_teacher
 from training.objective.loss import token_cross_entropy

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from configs.schema import TrainConfig
-from training.backbone import StateDict, build_backbone, patch_tokens
-from training.lora import add_lora, seed_rows
+from training.model.backbone import StateDict, build_backbone, patch_tokens
+from training.model.lora import add_lora, seed_rows
 from training.model.head import DinoHead
 from training.objective.loss import token_cross_entropy
 from training.objective.teacher_targets import Targets

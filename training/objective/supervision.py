@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from configs.schema import SupervisionConfig, SupervisionMode
-from training.backbone import PATCH
+from training.model.backbone import PATCH
 from training.data.batch import Batch
 from training.splat import render_token_targets
 from training.splat.apply import apply_operators

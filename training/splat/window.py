@@ -11,7 +11,7 @@ import torch
 
 from storage.domain import Frame, Gaussians
 from storage.records.operators import TokenOperator
-from training.backbone import grid_size
+from training.model.backbone import grid_size
 from training.splat.lift import TokenLift
 from training.splat.operator import build_token_operator
 from training.splat.transposed import SparseLift

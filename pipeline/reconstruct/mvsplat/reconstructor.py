@@ -13,7 +13,7 @@ from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
 from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
 from pipeline.reconstruct.reconstructor import BadContext, Reconstructor, check_pair, choose_device
 from storage.domain import Camera, Frame, Gaussians
-from training.backbone import PATCH, hash_weights
+from training.model.backbone import PATCH, hash_weights
 
 _BOTH = 112  # the least common multiple of MULTIPLE and PATCH
 

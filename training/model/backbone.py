@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from configs import ConfigError
 from configs.schema import BackboneConfig
 from storage import location
-from training import torchvision_ops  # noqa: F401  (before timm)
+from training.model import torchvision_ops  # noqa: F401  (before timm)
 
 PATCH = 14
 PRETRAINED_SIZE = 518  # DINOv2's position embedding is a 37 x 37 grid

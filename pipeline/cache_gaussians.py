@@ -105,12 +105,12 @@ def _operators_provenance(
     config: CacheGaussiansConfig, table: Table, made: Provenance, note: Provenance, reconstructor: Reconstructor
 ) -> Provenance:
     """made: provenance of the Gaussians, from which operators are made where they are kept."""
-    from training.model.backbone import grid_size
+    from training.splat.window import operator_grid
 
     sources = {name: index.provenance for name, index in table.columns.items()}
     if config.keep_gaussians:
         sources[config.column] = made.fingerprint
-    grid = grid_size(note.settings["height"], note.settings["width"])
+    grid = operator_grid(note.settings["height"], note.settings["width"])
     asked = (grid, config.operators.targets, config.operators.values)
     return operators_provenance(sources, config.masks, note, reconstructor.describe(), *asked, recorded())
 

@@ -22,6 +22,7 @@ from training import checkpoint
 from training.model.backbone import StateDict, build_backbone, hash_weights, load_weights, patch_tokens
 from training.model.lora import merged_state_dict, seed_rows
 from training.model.network import Network
+from training.model.registry import find_spec
 
 _SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
 _PARITY = 1e-5  # of the tokens' largest value; folding LoRA in rounds differently
@@ -60,17 +61,23 @@ def trained_config(who: dict[str, Any]) -> TrainConfig:
 
 
 def file_name(config: TrainConfig) -> str:
-    """As the model card names the file."""
+    """As the model card names the file; backbones that it does not know keep timm's name."""
+    ending = f"snd{'' if config.supervision.blend < 1 else '_no_blending'}.pth"
+    spec = find_spec(config.backbone.architecture)
+    if spec.family != "dinov2" or "_reg4_" in spec.name:
+        return f"{spec.name}_{ending}"
     size = next((name for prefix, name in _SIZES.items() if config.backbone.architecture.startswith(prefix)), config.backbone.architecture)
-    return f"dinov2_{size}_snd{'' if config.supervision.blend < 1 else '_no_blending'}.pth"
+    return f"dinov2_{size}_{ending}"
 
 
 def export_state_dict(config: TrainConfig, base: StateDict, trained: StateDict) -> StateDict:
     """The plain backbone's state dict with the trained LoRA folded in and the position embedding as published, checked for parity."""
-    size = 8 * 14
+    size = 8 * find_spec(config.backbone.architecture).patch
     network = Network(config, base, size, size).eval()
     network.load_trained(trained)
-    exported = {**merged_state_dict(network.backbone), "pos_embed": base["pos_embed"].clone()}
+    exported = merged_state_dict(network.backbone)
+    if "pos_embed" in base:
+        exported["pos_embed"] = base["pos_embed"].clone()
     plain = build_backbone(config.backbone.architecture, exported, size, size).eval()
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -17,7 +17,6 @@ from storage import codec, location
 from storage.column import Column
 from storage.location import join
 from training import checkpoint, figures
-from training.model.backbone import hash_weights, load_weights
 from training.checkpoint import TrainerState
 from training.data.batch import Batch
 from training.data.loader import check_share, step_batches
@@ -25,6 +24,7 @@ from training.data.pins import pinned_rows
 from training.data.rows import WindowRows, few
 from training.distributed import Ranks, choose_device
 from training.metrics import Metrics, read_metrics
+from training.model.backbone import hash_weights, load_weights
 from training.model.network import build_networks
 from training.objective.distill import distill, supervise
 from training.objective.ema import update_teacher

@@ -12,9 +12,10 @@ from configs import ConfigError, load
 from configs.schema import ExportConfig, TrainConfig
 from storage.location import NotFound
 from training import checkpoint
-from training.model.backbone import PRETRAINED_SIZE, build_backbone, load_weights, patch_tokens, preprocess, read_state_dict
 from training.export import file_name, run
+from training.model.backbone import build_backbone, load_weights, patch_tokens, preprocess, read_state_dict
 from training.model.network import Network
+from training.model.registry import find_spec
 from training.train import run as train
 
 SMALL = ("backbone=demo", "batch=2", "steps=4", "head.hidden=32", "head.prototypes=64", "head.student_temperature=0.1", "loader.workers=0",
@@ -39,7 +40,7 @@ def network_of(trained: tuple[str, TrainConfig], height: int, width: int) -> tor
     return network.backbone
 
 
-@pytest.mark.parametrize("size", [(84, 126), (PRETRAINED_SIZE, PRETRAINED_SIZE)])
+@pytest.mark.parametrize("size", [(84, 126), (518, 518)])
 def test_timm_loads_it_strictly_and_gives_the_trained_tokens(
     trained: tuple[str, TrainConfig], tmp_path: Path, size: tuple[int, int]
 ) -> None:
@@ -56,8 +57,8 @@ def test_timm_loads_it_strictly_and_gives_the_trained_tokens(
     model.load_state_dict(exported, strict=True)
     with torch.inference_mode():
         wanted = patch_tokens(network_of(trained, *size), image)
-        if size == (PRETRAINED_SIZE, PRETRAINED_SIZE):  # elsewhere timm and DINOv2 resample the position embedding differently
-            got = model.forward_features(preprocess(image))[:, 1:].unflatten(1, wanted.shape[1:3])
+        if size == (518, 518):  # elsewhere timm and DINOv2 resample the position embedding differently
+            got = model.forward_features(preprocess(find_spec("vit_small_patch14_dinov2"), image))[:, 1:].unflatten(1, wanted.shape[1:3])
         else:
             got = patch_tokens(build_backbone(trained[1].backbone.architecture, model.state_dict(), *size).eval(), image)
     assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()

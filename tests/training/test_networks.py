@@ -10,8 +10,9 @@ import torch
 from configs import ConfigError
 from configs.schema import BackboneConfig, LoraConfig
 from training.model.backbone import build_backbone, hash_weights, load_weights, patch_tokens, preprocess, read_state_dict, resample_position
-from training.model.lora import RowDropout, add_lora, merged_state_dict, seed_rows
 from training.model.head import DinoHead
+from training.model.lora import RowDropout, add_lora, merged_state_dict, seed_rows
+from training.model.registry import find_spec
 from training.objective.ema import update_teacher
 from training.objective.loss import token_cross_entropy
 from training.objective.schedule import one_cycle
@@ -30,7 +31,7 @@ def weights() -> dict[str, torch.Tensor]:
 def test_preprocess_golden(name: str) -> None:
     golden = np.load(GOLDEN / f"{name}.npz")
     images = torch.from_numpy(golden["image"]).flatten(0, 1)
-    np.testing.assert_allclose(preprocess(images).numpy(), golden["vit_input"], atol=1e-4)
+    np.testing.assert_allclose(preprocess(find_spec("vit_small_patch14_dinov2"), images).numpy(), golden["vit_input"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["head_loss_a", "head_loss_b"])

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from configs.schema import SupervisionConfig, SupervisionMode
-from training.model.backbone import PATCH
 from training.data.batch import Batch
 from training.splat import render_token_targets
 from training.splat.apply import apply_operators
@@ -84,7 +83,7 @@ def source_of(config: SupervisionConfig) -> Source:
 
 
 def _keep(batch: Batch, alpha_bhw: torch.Tensor, min_coverage: float) -> torch.Tensor:
-    return (alpha_bhw >= min_coverage) & _patches_all_valid(batch.target_valid, *alpha_bhw.shape[1:])
+    return (alpha_bhw >= min_coverage) & patches_all_valid(batch.target_valid, *alpha_bhw.shape[1:])
 
 
 def _splat_live(batch: Batch, context: torch.Tensor, blend: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,10 +111,9 @@ def _splat_live(batch: Batch, context: torch.Tensor, blend: float) -> tuple[torc
     return torch.stack([r.features for r in rendered]), torch.stack([r.alpha for r in rendered])
 
 
-def _patches_all_valid(valid_bhw: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """[B,H,W] bool -> [B,h,w] bool: whether every pixel of the token's patch is valid."""
-    resized = F.interpolate(valid_bhw[:, None].float(), (h * PATCH, w * PATCH), mode="area")
-    return F.avg_pool2d(resized, PATCH)[:, 0] > 1 - 1e-6
+def patches_all_valid(valid_bhw: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """[B,H,W] bool -> [B,h,w] bool: whether every pixel of the token's patch is valid. A pixel that two patches share counts in both."""
+    return F.interpolate(valid_bhw[:, None].float(), (h, w), mode="area")[:, 0] > 1 - 1e-6
 
 
 def _shuffled(supervision: Supervision, seeds: Sequence[int]) -> torch.Tensor:

@@ -11,7 +11,6 @@ import torch
 
 from storage.domain import Frame, Gaussians
 from storage.records.operators import TokenOperator
-from training.model.backbone import grid_size
 from training.splat.lift import TokenLift
 from training.splat.operator import build_token_operator
 from training.splat.transposed import SparseLift
@@ -33,6 +32,14 @@ def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int,
     )
 
 
+OPERATOR_PATCH = 14  # pixels of a token's side, in every lift and operator
+
+
+def operator_grid(height: int, width: int) -> tuple[int, int]:
+    """Tokens (h, w) of the lifts and operators of an image of that size."""
+    return height // OPERATOR_PATCH, width // OPERATOR_PATCH
+
+
 class WindowSplat:
     """The Gaussians of one context with their lift, made once, to be splatted into as many targets as one likes.
 
@@ -41,7 +48,7 @@ class WindowSplat:
     """
 
     def __init__(self, gaussians: Gaussians, context: Sequence[Frame]) -> None:
-        self.grid = grid_size(*context[0].valid.shape)
+        self.grid = operator_grid(*context[0].valid.shape)
         self.lift = window_lift(gaussians, context, self.grid)
         if isinstance(self.lift, SparseLift):
             shown = self.lift.offsets.diff().numpy() > 0

@@ -13,9 +13,10 @@ from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
 from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
 from pipeline.reconstruct.reconstructor import BadContext, Reconstructor, check_pair, choose_device
 from storage.domain import Camera, Frame, Gaussians
-from training.model.backbone import PATCH, hash_weights
+from training.model.backbone import hash_weights
+from training.splat.window import OPERATOR_PATCH
 
-_BOTH = 112  # the least common multiple of MULTIPLE and PATCH
+_BOTH = 112  # the least common multiple of MULTIPLE and OPERATOR_PATCH
 
 
 class MVSplatReconstructor(Reconstructor):
@@ -51,7 +52,7 @@ class MVSplatReconstructor(Reconstructor):
             fitting = " x ".join(str(max(1, round(size / _BOTH)) * _BOTH) for size in (height, width))
             raise ConfigError(
                 f"reconstructor=mvsplat: images of {height} x {width} pixels; height and width must be multiples of {MULTIPLE}, and "
-                f"multiples of {_BOTH} suit a ViT's {PATCH}-pixel patches too: build the frames at {fitting}"
+                f"multiples of {_BOTH} suit a ViT's {OPERATOR_PATCH}-pixel patches too: build the frames at {fitting}"
             )
 
     def reconstruct(self, views: Sequence[Frame]) -> Gaussians:

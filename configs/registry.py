@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from configs import ConfigError
+from configs.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,8 @@ python pipeline/inspect_rows.py dataset="$out/dataset" output="$out/pictures"
 for variant in with-blending:0.5 no-blending:1.0; do
     name=${variant%%:*}
     step "5/6 distil $name (torchrun, $ranks ranks)"
-    torchrun --standalone --nproc-per-node="$ranks" training/train.py dataset="$out/dataset" output="$out/runs/$name" backbone=demo \
-        supervision.blend="${variant##*:}" steps=40 batch=2 optimizer.lr=0.001 head.hidden=512 head.prototypes=4096 \
-        head.student_temperature=0.1 head.teacher_temperature=0.05 teacher.momentum=0.99 teacher.every=1 \
-        loader.workers=1 checkpoint_every=20 picture_every=20
+    torchrun --standalone --nproc-per-node="$ranks" training/train.py dataset="$out/dataset" output="$out/runs/$name" experiment=demo \
+        supervision.blend="${variant##*:}"
 done
 
 step "6/6 export"

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from configs import ConfigError, command
+from configs import command
 from configs.schema import BuildShardsConfig
 from pipeline.cluster import Cluster, joined, map_tasks
 from pipeline.columns.features import FeaturesMaker, context_frames, features_plan, features_provenance
@@ -29,7 +29,7 @@ from pipeline.columns.masks import ImageMasksMaker, masks_plan, masks_provenance
 from pipeline.estimate import estimate_frames
 from pipeline.masks import make_mask_source, masks_column
 from pipeline.plan.scan import kept_share, read_reports, report_url, scan_scene, scene_report, summary, wanted
-from pipeline.plan.windows import build_windows, check_rule, windows_provenance
+from pipeline.plan.windows import build_windows, windows_provenance
 from pipeline.readers import make_reader
 from pipeline.release import recorded
 from storage import codec, location
@@ -45,12 +45,11 @@ WINDOWS = "windows"
 def run(config: BuildShardsConfig) -> None:
     """Scan, frames with masks, windows, features, in this order."""
     started = time.monotonic()
-    _check(config)
     reader, source = make_reader(config.layout), make_mask_source(config.masks)
     scenes = reader.scenes(config.root, config.split)
     provenance = frames_provenance(config, recorded())
-    masks = masks_provenance(config.masks, source, provenance, recorded())
-    frames_column, of_masks = Column(config.dataset, "frames"), Column(config.dataset, masks_column(config.masks))
+    masks = masks_provenance(config.masks.name, source, provenance, recorded())
+    frames_column, of_masks = Column(config.dataset, "frames"), Column(config.dataset, masks_column(config.masks.name))
     frames_column.check(provenance)
     of_masks.check(masks)
     Column(config.dataset, WINDOWS).check(windows_provenance(config.windows, provenance.fingerprint))
@@ -94,17 +93,6 @@ def run(config: BuildShardsConfig) -> None:
 def passed_over_text(passed_over: dict[str, int]) -> str:
     """Why candidates gave no window, for a line of text."""
     return "; passed over: " + ", ".join(f"{reason} {count}" for reason, count in passed_over.items()) if passed_over else ""
-
-
-def _check(config: BuildShardsConfig) -> None:
-    for name in ("width", "height", "frames_per_shard"):
-        if getattr(config, name) <= 0:
-            raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
-    if config.features not in ("all", "context", "none"):
-        raise ConfigError(f"features={config.features}: choose all, context or none")
-    if not 0 <= config.held_out.part < 1:
-        raise ConfigError(f"held_out.part={config.held_out.part}: the share of each scene that is held out, from 0 to below 1")
-    check_rule(config.windows)
 
 
 def _scan(config: BuildShardsConfig, scenes: Sequence[str], fingerprint: str, cluster: Cluster) -> list[dict[str, Any]]:
@@ -197,4 +185,4 @@ def _build_features(config: BuildShardsConfig, frames: Index, windows: Index, no
 
 
 if __name__ == "__main__":
-    command("build_shards", BuildShardsConfig, run)
+    command(BuildShardsConfig, run)

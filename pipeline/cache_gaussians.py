@@ -20,7 +20,7 @@ from pipeline.columns.gaussians import GaussiansMaker, gaussians_provenance, win
 from pipeline.columns.job import ColumnBuild, run_columns
 from pipeline.columns.operators import OperatorsMaker, operators_provenance
 from pipeline.estimate import estimate_windows
-from pipeline.reconstruct.reconstructor import Reconstructor, make_reconstructor
+from pipeline.reconstruct.base import Reconstructor, make_reconstructor
 from pipeline.release import recorded
 from storage.column import Column
 from storage.index import Index, read_current
@@ -32,7 +32,6 @@ from storage.table import Table
 def run(config: CacheGaussiansConfig) -> None:
     """Checks that the reconstructor takes the stored frames, then builds the missing shards."""
     started = time.monotonic()
-    _check(config)
     reconstructor = make_reconstructor(config.reconstructor)
     with_operators = config.operators.targets != "none"
     table = Table.open(config.dataset, [config.windows, *([config.masks] if with_operators else [])])
@@ -115,15 +114,5 @@ def _operators_provenance(
     return operators_provenance(sources, config.masks, note, reconstructor.describe(), *asked, recorded())
 
 
-def _check(config: CacheGaussiansConfig) -> None:
-    targets, values = config.operators.targets, config.operators.values
-    if targets not in ("none", "all") and not (targets.isdigit() and int(targets) > 0):
-        raise ConfigError(f"operators.targets={targets}: choose none, all, or a number above 0")
-    if values not in ("f16", "u8"):
-        raise ConfigError(f"operators.values={values}: choose f16 or u8")
-    if targets == "none" and not config.keep_gaussians:
-        raise ConfigError("keep_gaussians=false with operators.targets=none leaves nothing to build; set operators.targets=all")
-
-
 if __name__ == "__main__":
-    command("cache_gaussians", CacheGaussiansConfig, run)
+    command(CacheGaussiansConfig, run)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from configs import ConfigError
 from configs.schema import ActorConfig, RayConfig
+
+_PROBE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ def joined(config: RayConfig) -> Iterator[Cluster]:
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _probe(address, "ray.address" if config.address else "RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
@@ -65,6 +70,26 @@ def joined(config: RayConfig) -> Iterator[Cluster]:
         yield Cluster(config.workers or max(1, int(cpus)), cpus, resources.get("GPU", 0.0))
     finally:
         ray.shutdown()
+
+
+def _probe(address: str, name: str) -> None:
+    """Refuses an address at which no cluster can be: Ray itself would try for ten minutes without a word. name: of who gave it."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{name}={address}: that is the job server's, which takes jobs: ray job submit --address {address} --working-dir . -- "
+            "python pipeline/...; to join the cluster itself give HOST:PORT, as `ray start --head` prints it"
+        )
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # auto, local
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{name}={address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or leave the address out for a "
+            "local one"
+        ) from error
 
 
 def map_tasks(function: Callable[..., Any], arguments: Iterable[Sequence[Any]], workers: int) -> Iterator[tuple[int, Any]]:

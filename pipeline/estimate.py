@@ -17,7 +17,7 @@ from pipeline.masks import make_mask_source
 from pipeline.plan.scan import blocks
 from pipeline.plan.windows import plan_scene
 from pipeline.readers import BadFrame, BadScene, make_reader
-from pipeline.reconstruct.reconstructor import Reconstructor
+from pipeline.reconstruct.base import Reconstructor
 from storage.column import Column
 from storage.domain import Frame, Gaussians
 from storage.plan import FramesPlan
@@ -89,7 +89,7 @@ def _sampled_frames(config: BuildShardsConfig, missing: Sequence[tuple[str, int]
                     continue
                 members = encode_frame(scene, frame, False)
                 if masks.needs_scene:
-                    members |= encode_labels(config.masks, frame, masks.labels(frame, opened))
+                    members |= encode_labels(config.masks.name, frame, masks.labels(frame, opened))
                 seconds.append(time.process_time() - began)
                 sizes.append(sum(map(len, members.values())))
         except BadScene:

@@ -172,4 +172,4 @@ def _viser() -> ModuleType:
 
 
 if __name__ == "__main__":
-    command("inspect_gaussians", InspectGaussiansConfig, run)
+    command(InspectGaussiansConfig, run)

@@ -135,4 +135,4 @@ def show_pictures(axes: Sequence, pictures: Sequence[np.ndarray], key: str) -> N
 
 
 if __name__ == "__main__":
-    command("inspect_rows", InspectConfig, run)
+    command(InspectConfig, run)

@@ -19,8 +19,6 @@ from pipeline.synthetic import room_specs, write_room, write_root
 
 def run(config: MakeRoomsConfig) -> None:
     """Writes every room, one Ray task each, then the lists of splits and classes."""
-    if not 0 <= config.val <= config.rooms:
-        raise ConfigError(f"val={config.val}: of {config.rooms} rooms, between 0 and {config.rooms} can be held out")
     try:
         specs = room_specs(config.rooms, config.seed, config.frames, config.scale, config.defects)
     except ValueError as error:
@@ -36,4 +34,4 @@ def run(config: MakeRoomsConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("make_rooms", MakeRoomsConfig, run)
+    command(MakeRoomsConfig, run)

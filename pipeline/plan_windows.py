@@ -11,14 +11,13 @@ from __future__ import annotations
 from configs import command
 from configs.schema import PlanWindowsConfig
 from pipeline.build_shards import passed_over_text
-from pipeline.plan.windows import build_windows, check_rule
+from pipeline.plan.windows import build_windows
 from storage.index import Index
 from storage.location import StorageError
 
 
 def run(config: PlanWindowsConfig) -> None:
     """Writes the index, unless it is current."""
-    check_rule(config.windows)
     frames = Index.open(config.dataset, "frames")
     windows, passed_over = build_windows(config.dataset, config.name, config.windows, frames)
     print(f"{windows.url}: {len(windows)} windows over {len(frames)} frames{passed_over_text(passed_over)}", flush=True)
@@ -27,4 +26,4 @@ def run(config: PlanWindowsConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("plan_windows", PlanWindowsConfig, run)
+    command(PlanWindowsConfig, run)

@@ -15,6 +15,7 @@ import numpy as np
 
 from configs import ConfigError, command
 from configs.schema import WindowsConfig, WithdrawConfig
+from configs.stored import restore
 from pipeline.plan.scan import report_url
 from pipeline.plan.windows import build_windows
 from storage import location
@@ -86,11 +87,11 @@ def _rewritten(config: WithdrawConfig, indexes: Mapping[str, Index], name: str, 
     index, column = indexes[name], Column(config.dataset, name)
     if index.kind == "windows":
         settings = {key: value for key, value in column.provenance().settings.items() if key != "kind"}
-        return build_windows(config.dataset, name, WindowsConfig(**settings), renewed["frames"])[0]
+        return build_windows(config.dataset, name, restore(WindowsConfig, settings, column.url), renewed["frames"])[0]
     current = all(source in indexes and indexes[source].sha256 == sha256 for source, sha256 in index.of.items())
     kept = [ShardPlan(number, source) for number, source, *_ in index.metadata["shards"] if number not in gone]
     return column.write_index(kept, {source: renewed[source].sha256 for source in index.of} if current else index.of)
 
 
 if __name__ == "__main__":
-    command("withdraw", WithdrawConfig, run)
+    command(WithdrawConfig, run)

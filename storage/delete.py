@@ -67,4 +67,4 @@ def _notes_first(name: str) -> tuple[bool, str]:
 
 
 if __name__ == "__main__":
-    command("delete", DeleteConfig, run)
+    command(DeleteConfig, run)

@@ -236,8 +236,9 @@ def _build(root: str, name: str, kinds: Mapping[str, str], notes: Mapping[str, P
         key = "column" if kind == "gaussians" else "operators.column"
         named = "".join(f" {k}={v}" for k, v, usual in (("windows", windows, "windows"), (key, name, kind)) if v != usual)
         return f"pipeline/cache_gaussians.py dataset={root}{named} (with its settings)"
-    return f"pipeline/build_shards.py dataset={root} (with its settings)"
+    other = f" masks={name.removeprefix('masks-')}" if name.startswith("masks-") else ""
+    return f"pipeline/build_shards.py dataset={root}{other} (with its settings)"
 
 
 if __name__ == "__main__":
-    command("describe", DescribeConfig, run)
+    command(DescribeConfig, run)

@@ -344,4 +344,6 @@ def _node_copy(url: str, anew: bool = False) -> Path:
 
 def _how_to_build(column: str) -> str:
     script = {"frames": "build_shards", "masks": "build_shards", "features": "build_shards", "windows": "plan_windows"}.get(column)
+    if column.startswith("masks-"):
+        return f"build it with: python pipeline/build_shards.py masks={column.removeprefix('masks-')}"
     return f"build it with: python pipeline/{script or 'cache_gaussians'}.py"

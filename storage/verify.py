@@ -446,4 +446,4 @@ def _tar(records: Sequence[Record], data: bytes) -> tuple[Record, dict[str, dict
 
 
 if __name__ == "__main__":
-    command("verify", VerifyConfig, run)
+    command(VerifyConfig, run)

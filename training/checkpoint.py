@@ -10,13 +10,15 @@ import io
 import json
 import pickle
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from configs import ConfigError
+from configs.fields import plain
 from configs.schema import TrainConfig
+from configs.stored import complete
 from storage import location
 from storage.location import join
 from storage.provenance import differences
@@ -25,14 +27,13 @@ from training.model.network import Network
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
-# What may differ between the runs before and after a resume.
-_FREE = ("dataset", "output", "device", "loader", "checkpoint_every", "picture_every", "until")
+# What may differ between the runs before and after a resume. Weights may lie elsewhere: their hash binds.
+_FREE = ("dataset", "output", "device", "loader", "checkpoint_every", "picture_every", "until", "steps")
 
 
 def identity(config: TrainConfig, weights_hash: str, dataset_hash: str) -> dict[str, Any]:
     """What made a checkpoint, as plain JSON: all but a few keys of it (`_FREE`) must be the same in a run that goes on from it."""
-    plain = json.loads(json.dumps(asdict(config), default=lambda choice: choice.value))
-    return {"format_version": FORMAT_VERSION, "config": plain, "weights_sha256": weights_hash, "dataset_sha256": dataset_hash}
+    return {"format_version": FORMAT_VERSION, "config": plain(config), "weights_sha256": weights_hash, "dataset_sha256": dataset_hash}
 
 
 @dataclass
@@ -65,8 +66,8 @@ class TrainerState:
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(f"{name}: {error}") from error
 
-    def load(self, run: str, step: int, who: dict[str, Any]) -> None:
-        """Goes on from a checkpoint of the same run."""
+    def load(self, run: str, step: int, who: dict[str, Any]) -> int:
+        """Goes on from a checkpoint of the same run. Returns the number of steps that it was to have."""
         state, there = load(run, step)
         check_identity(run, there, who)
         state.pop("identity")
@@ -74,6 +75,7 @@ class TrainerState:
             self.load_state_dict(state)
         except ValueError as error:
             raise ConfigError(f"{_url(run, step)}: {' '.join(str(error).split())}; remove it to go on from the one before") from error
+        return int(there["config"]["steps"])
 
 
 def _state(part: Any) -> Any:
@@ -112,11 +114,18 @@ def load(run: str, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_identity(run: str, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuses to resume where something that matters differs, naming it."""
-    different = differences(_binding(there), _binding(here))
+    """Refuses to resume where something that matters differs, naming it. there: as it was stored, perhaps by an older release."""
+    before = {**there, "config": complete(TrainConfig, there["config"], run)}
+    different = differences(_binding(before), _binding(here))
     if different:
         raise ConfigError(f"{run}: a run with other settings is there ({'; '.join(different[:4])}); choose another output")
+    if here["config"]["steps"] < before["config"]["steps"]:
+        raise ConfigError(
+            f"{run}: was begun with steps={before['config']['steps']}, which may grow but not shrink; stop it sooner with until=..., or "
+            "choose another output"
+        )
 
 
 def _binding(who: dict[str, Any]) -> dict[str, Any]:
-    return {**who, "config": {name: value for name, value in who["config"].items() if name not in _FREE}}
+    config = {name: value for name, value in who["config"].items() if name not in _FREE}
+    return {**who, "config": {**config, "backbone": {**config["backbone"], "weights": None}}}

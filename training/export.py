@@ -12,10 +12,10 @@ import io
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from configs import ConfigError, command
 from configs.schema import ExportConfig, TrainConfig
+from configs.stored import restore
 from storage import codec, location
 from storage.location import NotFound, join
 from training import checkpoint
@@ -37,10 +37,14 @@ def run(config: ExportConfig) -> None:
     if step not in present:
         raise ConfigError(f"step={step}: {config.run} has checkpoints of steps {', '.join(map(str, present))}")
     state, who = checkpoint.load(config.run, step)
-    trained: TrainConfig = trained_config(who)
+    trained = trained_config(who, config.run)
+    if config.weights is not None:
+        trained.backbone.weights = config.weights
     base = load_weights(trained.backbone)
     if hash_weights(base) != who["weights_sha256"]:
-        raise ConfigError(f"{config.run}: was trained from other weights than backbone.weights={trained.backbone.weights} gives now")
+        raise ConfigError(
+            f"{config.run}: was trained from other weights than {trained.backbone.weights} gives now; say where they are: weights=..."
+        )
     if not any(tensor.any() for name, tensor in state[config.network.value].items() if "lora_B" in name):
         raise ConfigError(f"network={config.network.value}: at step {step} of {config.run} it is still the backbone that it started from; "
                           "choose network=student, or train longer")  # fmt: skip
@@ -55,9 +59,9 @@ def run(config: ExportConfig) -> None:
     print(f"{url}: {trained.backbone.architecture}, {config.network.value} at step {step}{substitute}", flush=True)
 
 
-def trained_config(who: dict[str, Any]) -> TrainConfig:
-    """The configuration that a checkpoint's identity holds."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), who["config"]))  # type: ignore[return-value]
+def trained_config(who: dict[str, Any], run: str) -> TrainConfig:
+    """The configuration that a checkpoint's identity holds. run: for messages."""
+    return restore(TrainConfig, who["config"], run)
 
 
 def file_name(config: TrainConfig) -> str:
@@ -92,4 +96,4 @@ def export_state_dict(config: TrainConfig, base: StateDict, trained: StateDict) 
 
 
 if __name__ == "__main__":
-    command("export", ExportConfig, run)
+    command(ExportConfig, run)

@@ -48,7 +48,10 @@ class Trainer:
         with ranks.together():
             checkpoint.check_identity(f"rank {ranks.rank}, beside rank 0's {config.output}", identity, self.identity)
             if newest:
-                self.state.load(config.output, newest, self.identity)
+                planned = self.state.load(config.output, newest, self.identity)
+                if planned < config.steps and ranks.rank == 0:
+                    print(f"{config.output}: goes on to {config.steps} steps instead of {planned}; its learning rate from step {newest} on "
+                          "is that of the longer run, so this is not the curve of a run begun with as many", flush=True)  # fmt: skip
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         self.parallel = torch.nn.parallel.DistributedDataParallel(self.state.student, device_ids=device_ids)
         self.signalled = False  # this rank was asked to stop

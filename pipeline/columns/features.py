@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import numpy as np
 
+from configs.fields import plain
 from configs.schema import BackboneConfig
 from pipeline.columns.job import Content
 from storage.column import FORMAT_VERSION, ShardPlan, source_digest
@@ -26,7 +26,7 @@ def features_provenance(
         "kind": "features", "architecture": config.architecture, "weights_sha256": weights_sha256, "frames": which,
         **{name: note.settings[name] for name in ("source", "licence")},
     }  # fmt: skip
-    return Provenance({"frames": frames.provenance}, settings, FORMAT_VERSION, {**recorded, "backbone": asdict(config)})
+    return Provenance({"frames": frames.provenance}, settings, FORMAT_VERSION, {**recorded, "backbone": plain(config)})
 
 
 def features_plan(frames: Index, provenance: Provenance, wanted: np.ndarray | None) -> list[ShardPlan]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from configs.fields import binding
 from configs.schema import BuildShardsConfig
 from pipeline.columns.job import Content
 from pipeline.columns.masks import encode_labels
@@ -17,14 +18,12 @@ from storage.plan import FramesPlan
 from storage.provenance import Provenance
 from storage.records.frames import encode_frame, frame_key
 
-_BINDING = ("width", "height", "keep_bad", "frames_per_shard", "held_out", "source", "licence")
+_BINDING = ("width", "height", "keep_bad", "frames_per_shard", "held_out", "layout", "source", "licence")
 
 
 def frames_provenance(config: BuildShardsConfig, recorded: Mapping[str, str]) -> Provenance:
     """Of `frames`. Which scenes there are does not bind: a split can grow."""
-    settings = {name: value for name, value in asdict(config).items() if name in _BINDING}
-    if config.layout != "scannetpp":  # which is older than the key
-        settings["layout"] = config.layout
+    settings = {name: value for name, value in binding(config).items() if name in _BINDING}
     return Provenance({}, {"kind": "frames", **settings}, FORMAT_VERSION, {**recorded, "root": config.root, "split": config.split})
 
 
@@ -62,7 +61,7 @@ class FramesMaker:
                     continue
                 key = frame_key(planned.scene, frame.name)
                 if self.source.needs_scene:
-                    masks.rows.append((key, encode_labels(self.config.masks, frame, self.source.labels(frame, scene))))
+                    masks.rows.append((key, encode_labels(self.config.masks.name, frame, self.source.labels(frame, scene))))
                 frames.rows.append((key, encode_frame(planned.scene, frame, held_out)))
                 frames.notes["kept"].append(frame.name)
                 row = {"scene": planned.scene, "number": entry.number, "c2w": frame.camera.c2w.ravel().tolist(), "held_out": held_out}
@@ -71,7 +70,7 @@ class FramesMaker:
         except BadScene as error:
             frames.rows, masks.rows, frames.attributes = [], [], {name: [] for name in frames.attributes}
             frames.notes |= {"kept": [], "skipped": [], "quarantined": {"reason": error.reason, "detail": error.detail}}
-        return {"frames": frames, **({masks_column(self.config.masks): masks} if self.source.needs_scene else {})}
+        return {"frames": frames, **({masks_column(self.config.masks.name): masks} if self.source.needs_scene else {})}
 
     def _open(self, scene_id: str) -> Scene:
         config = self.config

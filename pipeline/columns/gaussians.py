@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from configs.fields import Choice
 from pipeline.columns.job import Content
-from pipeline.reconstruct.reconstructor import BadContext, make_reconstructor
+from pipeline.reconstruct.base import BadContext, make_reconstructor
 from storage import codec
 from storage.column import ShardPlan, source_digest
 from storage.domain import Camera, Gaussians
@@ -47,7 +48,7 @@ class GaussiansMaker:
     pins: the sums of the indexes that the shard was planned from.
     """
 
-    def __init__(self, dataset: str, windows: str, reconstructor: dict[str, Any], column: str, pins: Mapping[str, str]) -> None:
+    def __init__(self, dataset: str, windows: str, reconstructor: Choice, column: str, pins: Mapping[str, str]) -> None:
         self.table, self.column = Table.open(dataset, [windows], pins), column
         self.reconstructor = make_reconstructor(reconstructor)
 

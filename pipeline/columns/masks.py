@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from configs.fields import Choice
 from pipeline.columns.job import Content
 from pipeline.masks import MaskSource, make_mask_source, masks_column
 from storage.column import FORMAT_VERSION, ShardPlan, source_digest
@@ -58,8 +59,8 @@ def encode_labels(name: str, frame: Frame, labels: np.ndarray) -> dict[str, byte
 class ImageMasksMaker:
     """The masks of the stored frames of a shard. pins: the sums of the indexes that the shard was planned from."""
 
-    def __init__(self, dataset: str, name: str, pins: Mapping[str, str]) -> None:
-        self.name, self.source = name, make_mask_source(name)
+    def __init__(self, dataset: str, masks: Choice, pins: Mapping[str, str]) -> None:
+        self.name, self.source = masks.name, make_mask_source(masks)
         self.table = Table.open(dataset, [], pins)
 
     def make(self, number: int) -> dict[str, Content]:

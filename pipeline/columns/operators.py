@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.fields import Choice
 from pipeline.columns.gaussians import GaussiansMaker
 from pipeline.columns.job import Content
 from storage.provenance import Provenance
@@ -42,7 +43,7 @@ class OperatorsMaker:
     """
 
     def __init__(
-        self, dataset: str, windows: str, masks: str, gaussians: str | None, reconstructor: dict[str, Any], column: str, provenance: str,
+        self, dataset: str, windows: str, masks: str, gaussians: str | None, reconstructor: Choice, column: str, provenance: str,
         targets: str, values: str, pins: Mapping[str, str],
     ) -> None:  # fmt: skip
         self.column, self.provenance, self.targets, self.values = column, provenance, targets, values

@@ -1,15 +1,13 @@
 """Sources of masks, by name. `mesh` fills the column `masks`, every other a column of its own beside it."""
 
-from configs.registry import Registry
+from configs.fields import Choice
+from configs.schema.data import MASK_SOURCES
 from pipeline.masks.base import MaskSource
 
-MASK_SOURCES = Registry("masks", "pipeline.masks", "splat_and_distill.mask_sources")
 
-
-def make_mask_source(name: str) -> MaskSource:
-    """The source of that name. Raises ConfigError with the choices where there is none."""
-    choice = MASK_SOURCES.get(name)
-    source: MaskSource = choice.make(choice.Config())
+def make_mask_source(choice: Choice) -> MaskSource:
+    """The source that a configuration chose."""
+    source: MaskSource = MASK_SOURCES.get(choice.name).make(choice.config)
     return source
 
 
@@ -18,4 +16,4 @@ def masks_column(name: str) -> str:
     return "masks" if name == "mesh" else f"masks-{name}"
 
 
-__all__ = ["MASK_SOURCES", "MaskSource", "make_mask_source", "masks_column"]
+__all__ = ["MaskSource", "make_mask_source", "masks_column"]

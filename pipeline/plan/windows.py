@@ -12,19 +12,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from configs import ConfigError
+from configs.fields import binding
 from configs.schema import WindowsConfig
 from storage.column import Column, source_digest
 from storage.index import Index, IndexRows, read_current
 from storage.provenance import Provenance
 
-RULES = ("gap", "baseline")
 FORMAT_VERSION = 1
 
 
@@ -46,16 +45,6 @@ class WindowShard:
     number: int
     source: str
     inputs: Mapping[str, Mapping[str, str]]
-
-
-def check_rule(rule: WindowsConfig) -> None:
-    """Raises ConfigError for a rule that cannot be."""
-    if rule.rule not in RULES:
-        raise ConfigError(f"windows.rule={rule.rule}: choose one of {', '.join(RULES)}")
-    if rule.gap < 1 or rule.stride < 1:
-        raise ConfigError(f"windows.gap={rule.gap}, windows.stride={rule.stride}: both must be at least 1")
-    if rule.views < 2:
-        raise ConfigError(f"windows.views={rule.views}: a context has at least 2 views")
 
 
 def plan_scene(numbers: np.ndarray, c2w_n44: np.ndarray, rule: WindowsConfig) -> tuple[list[PlannedWindow], dict[str, int]]:
@@ -118,7 +107,7 @@ def _ends(numbers: np.ndarray, c2w_n44: np.ndarray, rule: WindowsConfig) -> tupl
 
 def windows_provenance(rule: WindowsConfig, frames: str) -> Provenance:
     """Of a windows table. frames: the fingerprint of `frames`."""
-    return Provenance({"frames": frames}, {"kind": "windows", **asdict(rule)}, FORMAT_VERSION)
+    return Provenance({"frames": frames}, {"kind": "windows", **binding(rule)}, FORMAT_VERSION)
 
 
 def build_windows(dataset: str, name: str, rule: WindowsConfig, frames: Index) -> tuple[Index, dict[str, int]]:

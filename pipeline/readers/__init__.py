@@ -1,21 +1,19 @@
 """Readers of raw scenes, by the name of their layout.
 
-reader = make_reader("scannetpp")
+reader = make_reader(config.layout)
 scene = reader.open("s3://bucket/scannetpp", "3f15a9266d", width=336, height=224, keep_bad=False)
 frames = [scene.read(entry) for entry in scene.index.frames]
 """
 
-from configs.registry import Registry
+from configs.fields import Choice
+from configs.schema.data import READERS
 from pipeline.readers.base import BadFrame, BadScene, FrameEntry, Reader, Scene, SceneIndex, Skip
 
-READERS = Registry("layout", "pipeline.readers", "splat_and_distill.readers", shared=("base", "lens", "undistort"))
 
-
-def make_reader(layout: str) -> Reader:
-    """The reader of a layout. Raises ConfigError with the choices where there is none of that name."""
-    choice = READERS.get(layout)
-    reader: Reader = choice.make(choice.Config())
+def make_reader(choice: Choice) -> Reader:
+    """The reader of the layout that a configuration chose."""
+    reader: Reader = READERS.get(choice.name).make(choice.config)
     return reader
 
 
-__all__ = ["READERS", "BadFrame", "BadScene", "FrameEntry", "Reader", "Scene", "SceneIndex", "Skip", "make_reader"]
+__all__ = ["BadFrame", "BadScene", "FrameEntry", "Reader", "Scene", "SceneIndex", "Skip", "make_reader"]

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from configs import ConfigError
-from pipeline.reconstruct.reconstructor import BadContext, Reconstructor
+from configs.fields import check_above
+from pipeline.reconstruct.base import BadContext, Reconstructor
 from storage.domain import Frame, Gaussians
 
 
+@dataclass
+class Config:
+    """Gaussians straight from the depth that the frames carry: perfect geometry, no weights."""
+
+    footprint: float = 0.4
+    """Standard deviation of a Gaussian, in pixels of its own view."""
+
+    def __post_init__(self) -> None:
+        check_above(self, 0, "footprint")
+
+
+def make(config: Config) -> DepthReconstructor:
+    return DepthReconstructor(config.footprint)
+
+
 class DepthReconstructor(Reconstructor):
-    """`footprint` is the standard deviation of a Gaussian in pixels of its own view."""
+    """footprint: as in `Config`."""
 
     needs_depth = True
     uses_gpu = False
 
     def __init__(self, footprint: float) -> None:
-        if not footprint > 0:
-            raise ConfigError(f"reconstructor.footprint={footprint}: must be above 0 pixels")
         self.footprint = footprint
 
     def describe(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from configs import ConfigError
-from pipeline.reconstruct.reconstructor import BadContext, Reconstructor, check_views, choose_device, frame_names
+from configs.fields import REQUIRED
+from pipeline.reconstruct.base import BadContext, Reconstructor, check_views, choose_device, frame_names
 from storage.domain import Camera, Frame, Gaussians
 from storage.records.gaussians import encode_gaussians
 from training.model import torchvision_ops  # noqa: F401  (before ffgs, which imports torchvision)
@@ -27,11 +28,37 @@ _WHOLE = 0.99  # share of an image; what is missing of more is not worth a word
 _REMEDY = "set reconstructor.pixel_aligned=false, which takes any Gaussians"
 
 
+@dataclass
+class Config:
+    """A model of the `ffgs` package (extra `ffgs`; its wheel holds parts under non-commercial licences, and its models have their own).
+
+    What a model crops away of the images gets no Gaussians: anysplat takes 448 x 448 unless reconstructor.processor says another
+    image_shape. anysplat predicts cameras: contexts where they are far from the given ones are refused. c3g knows no scale: its baseline
+    is taken to be right.
+    """
+
+    model: str = REQUIRED
+    """Model type: anysplat, c3g, tokengs, or that of an installed package with an entry point in `ffgs.models`."""
+
+    weights: str = REQUIRED
+    """Folder written by its save_pretrained, name in its zoo (anysplat/default), or hub repository."""
+
+    pixel_aligned: bool = False
+    """One Gaussian on the ray of each context pixel, in 10 bytes instead of 13, lifted to as MVSplat's are."""
+
+    processor: dict[str, Any] | None = None
+    """Settings of its processor that shall differ: {image_shape: [336, 448]}."""
+
+    device: str = "auto"
+    """`auto`: a CUDA device where there is one; cpu, cuda, cuda:N."""
+
+
+def make(config: Config) -> FfgsReconstructor:
+    return FfgsReconstructor(config.model, config.weights, config.pixel_aligned, config.processor, config.device)
+
+
 class FfgsReconstructor(Reconstructor):
-    """`model`: the model type under which ffgs knows it: built in, or of an installed package with an entry point in `ffgs.models`.
-    `weights`: a folder written by its `save_pretrained`, a name in its zoo, or a hub repository. `pixel_aligned`: whether the model puts
-    one Gaussian on the ray of each context pixel; if not, features reach its Gaussians by where they show in the context (`SparseLift`).
-    `processor`: settings of the model's processor that shall differ. `device`: as for mvsplat."""
+    """Arguments as in `Config`."""
 
     needs_depth = False
 

@@ -71,7 +71,7 @@ def build_dataset(folder: Path) -> str:
 
 def config(dataset: str, *more: str) -> TrainConfig:
     settings = [f"dataset={dataset}", f"output={dataset}/none", "backbone=demo", f"batch={BATCH}", "loader.workers=0", *more]
-    return load("train", TrainConfig, settings)
+    return load(TrainConfig, settings)
 
 
 def median_ms(work: Callable[[int], Any], rounds: int, rows: int) -> float:

@@ -115,7 +115,7 @@ def measure(root: str, seed: int, alone: Any, barrier: Any, results: Any) -> Non
         opened, cpu = time.perf_counter() - started, time.process_time() - cpu
     random = np.random.default_rng(seed)
     choices = list(zip(random.integers(0, len(table), LOOKUPS).tolist(), random.integers(0, 2**63, LOOKUPS).tolist(), strict=True))
-    rows = WindowRows(load("train", TrainConfig, [f"dataset={root}", f"output={root}/none", "backbone=demo"]))
+    rows = WindowRows(load(TrainConfig, [f"dataset={root}", f"output={root}/none", "backbone=demo"]))
     rows.table = table
     barrier.wait()
     times = []

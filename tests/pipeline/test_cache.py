@@ -18,13 +18,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from configs import ConfigError, load
+from configs.fields import Choice
 from configs.schema import CacheGaussiansConfig, InspectGaussiansConfig, WindowsConfig
 from pipeline import inspect_gaussians
 from pipeline.cache_gaussians import run
 from pipeline.columns.gaussians import GaussiansMaker
 from pipeline.plan.windows import build_windows
+from pipeline.reconstruct import depth
+from pipeline.reconstruct.base import BadContext
 from pipeline.reconstruct.depth import DepthReconstructor
-from pipeline.reconstruct.reconstructor import BadContext
 from storage import codec
 from storage.column import Column, ShardPlan
 from storage.index import Index
@@ -107,7 +109,7 @@ def test_a_picture_of_made_up_weights_says_that_it_means_nothing(
     monkeypatch.setattr(inspect_gaussians, "to_png", keep_title)
     key = Index.open(pairs_64, "mvsplat").key(0)
     asked = [f"dataset={pairs_64}", "gaussians=mvsplat", f"key={key}", f"output={tmp_path}"]
-    inspect_gaussians.run(load("inspect_gaussians", InspectGaussiansConfig, asked))
+    inspect_gaussians.run(load(InspectGaussiansConfig, asked))
     for said in (*titles, capsys.readouterr().out):
         assert "mvsplat, weights rule: made up, the Gaussians mean nothing" in said
     assert len(titles) == 1
@@ -190,7 +192,7 @@ def test_operators_instead_of_gaussians_are_the_same_operators(dataset: str) -> 
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(load("cache_gaussians", CacheGaussiansConfig, ["dataset=nowhere", *arguments]))
+        run(load(CacheGaussiansConfig, ["dataset=nowhere", *arguments]))
 
 
 def test_a_refused_context_keeps_its_row_and_says_why(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +200,7 @@ def test_a_refused_context_keeps_its_row_and_says_why(dataset: str, monkeypatch:
         raise BadContext("identical cameras")
 
     pins = Table.open(dataset, ["windows"]).pins()
-    maker = GaussiansMaker(dataset, "windows", {"_target_": "pipeline.reconstruct.depth.DepthReconstructor", "footprint": 0.5}, "g", pins)
+    maker = GaussiansMaker(dataset, "windows", Choice("depth", depth.Config(0.5)), "g", pins)
     monkeypatch.setattr(DepthReconstructor, "reconstruct", refuse)
     rows = dict(maker.make(0)["g"].rows)
     windows = Table.open(dataset, ["windows"]).rows_of_shard(0)
@@ -221,7 +223,7 @@ def test_a_network_for_pairs_is_refused_a_context_of_three_first(pairs_64: str) 
     build_windows(pairs_64, "threes", WindowsConfig(**{**rule, "views": 3}), Index.open(pairs_64, "frames"))
     asked = [f"dataset={pairs_64}", "windows=threes", "column=threes-mvsplat", "reconstructor=mvsplat", "reconstructor.checkpoint=rule"]
     with pytest.raises(ConfigError, match="it takes 2 views, but a context of windows=threes has 3"):
-        run(load("cache_gaussians", CacheGaussiansConfig, asked))
+        run(load(CacheGaussiansConfig, asked))
     assert not Path(pairs_64, "threes-mvsplat").exists()
 
 

@@ -18,12 +18,13 @@ import training.model.torchvision_ops  # noqa: F401  (before ffgs)
 pytest.importorskip("ffgs", reason="the extra `ffgs` is not installed")
 
 from configs import ConfigError, load
+from configs.fields import Choice
 from configs.schema import CacheGaussiansConfig
 from pipeline.columns.gaussians import GaussiansMaker
 from pipeline.columns.operators import OperatorsMaker
 from pipeline.plan.windows import PlannedWindow
-from pipeline.reconstruct.ffgs import FfgsReconstructor
-from pipeline.reconstruct.reconstructor import BadContext, make_reconstructor
+from pipeline.reconstruct.base import BadContext, make_reconstructor
+from pipeline.reconstruct.ffgs import Config, FfgsReconstructor
 from storage.domain import Camera, Frame
 from storage.records.gaussians import decode_gaussians, encode_gaussians
 from storage.records.operators import decode_operator, operator_source
@@ -132,7 +133,7 @@ def expected_means(views: Sequence[Frame]) -> np.ndarray:
 
 def test_a_pixel_aligned_model_stands_behind_the_seam(saved: Callable[..., str]) -> None:
     weights = saved()
-    config = load("cache_gaussians", CacheGaussiansConfig,
+    config = load(CacheGaussiansConfig,
                   ["dataset=x", "reconstructor=ffgs", "reconstructor.model=stub-plane", f"reconstructor.weights={weights}",
                    "reconstructor.pixel_aligned=true"])  # fmt: skip
     reconstructor = make_reconstructor(config.reconstructor)
@@ -161,13 +162,14 @@ def test_a_context_may_have_three_views(saved: Callable[..., str]) -> None:
         FfgsReconstructor("stub-plane", saved(), pixel_aligned=True, device="cpu").reconstruct([views[0]] * 3)
 
 
-CONFIG = {"_target_": "pipeline.reconstruct.ffgs.FfgsReconstructor", "model": "stub-plane", "pixel_aligned": False}
+def stub_plane(**settings: Any) -> Choice:
+    return Choice("ffgs", Config(model="stub-plane", **settings))
 
 
 @pytest.mark.parametrize("settings", [{"count": 900}, {"stray": 2.0}])
 def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], saved: Callable[..., str], tmp_path: Path) -> None:
     """The whole way of a row: stored free, lifted by transposed weights, and what is then read is what the model said."""
-    config = {**CONFIG, "weights": saved(**settings)}
+    config = stub_plane(weights=saved(**settings))
     make_reconstructor(config).check_size(HEIGHT, WIDTH)
     url = str(tmp_path / "dataset")
     write_dataset(url, [Scene("scene", pair(), [PlannedWindow((0, 1), (0, 1))])])
@@ -199,14 +201,12 @@ def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], sav
 
 def test_settings_of_the_processor_are_passed_on(saved: Callable[..., str]) -> None:
     asked = ["dataset=x", "reconstructor=ffgs", "reconstructor.model=stub-plane", f"reconstructor.weights={saved()}"]
-    config = load(
-        "cache_gaussians", CacheGaussiansConfig, [*asked, "reconstructor.processor={image_shape: [48, 64], background: [1, 1, 0]}"]
-    )
+    config = load(CacheGaussiansConfig, [*asked, "reconstructor.processor={image_shape: [48, 64], background: [1, 1, 0]}"])
     note = make_reconstructor(config.reconstructor).describe()
     assert json.loads(json.dumps(note)) == note
     assert (note["processor"]["image_shape"], note["processor"]["background"]) == ([48, 64], [1, 1, 0])
     with pytest.raises(ConfigError, match="image_shap"):
-        make_reconstructor({**config.reconstructor, "processor": {"image_shap": [48, 64]}})
+        make_reconstructor(stub_plane(weights=saved(), processor={"image_shap": [48, 64]}))
 
 
 def test_what_only_claims_to_be_pixel_aligned_is_refused_at_configuration_time(saved: Callable[..., str]) -> None:
@@ -235,7 +235,7 @@ def test_other_sizes_and_models_are_refused_by_name(saved: Callable[..., str]) -
     with pytest.raises(ConfigError, match=r"model=stub-plain: unknown model_type 'stub-plain'; known: .*stub-plane"):
         FfgsReconstructor("stub-plain", "nowhere", pixel_aligned=False)
     with pytest.raises(ConfigError, match=r"config\.json|nowhere"):
-        make_reconstructor({**CONFIG, "weights": "/nowhere"})
+        make_reconstructor(stub_plane(weights="/nowhere"))
 
 
 def test_bad_pairs_are_refused_by_name(saved: Callable[..., str]) -> None:

@@ -38,15 +38,15 @@ TINY = ("backbone=demo", "batch=2", "steps=4", "head.hidden=32", "head.prototype
 
 
 def build(root: str, dataset: str, *more: str) -> None:
-    build_shards.run(load("build_shards", BuildShardsConfig, [f"root={root}", f"dataset={dataset}", *SIZE, *more]))
+    build_shards.run(load(BuildShardsConfig, [f"root={root}", f"dataset={dataset}", *SIZE, *more]))
 
 
 def cache(dataset: str, *more: str) -> None:
-    cache_gaussians.run(load("cache_gaussians", CacheGaussiansConfig, [f"dataset={dataset}", *more]))
+    cache_gaussians.run(load(CacheGaussiansConfig, [f"dataset={dataset}", *more]))
 
 
 def training(dataset: str, output: Path | str, *more: str) -> TrainConfig:
-    return load("train", TrainConfig, [f"dataset={dataset}", f"output={output}", *TINY, *more])
+    return load(TrainConfig, [f"dataset={dataset}", f"output={output}", *TINY, *more])
 
 
 def losses(output: Path | str) -> list[float]:
@@ -138,9 +138,9 @@ def test_a_withdrawn_scene_is_drawn_no_more(
     train.run(training(dataset, tmp_path / "run", "until=2"))
     shutil.copytree(tmp_path / "run", tmp_path / "other-run")
     before = hashes(dataset)
-    withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", f"scene={scene}", "dry_run=true"]))
+    withdraw.run(load(WithdrawConfig, [f"dataset={dataset}", f"scene={scene}", "dry_run=true"]))
     assert hashes(dataset) == before
-    withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", f"scene={scene}"]))
+    withdraw.run(load(WithdrawConfig, [f"dataset={dataset}", f"scene={scene}"]))
     table = Table.open(dataset, DERIVED)
     for index in table.columns.values():
         keys = index.all_keys()
@@ -167,11 +167,11 @@ def test_a_withdrawn_scene_is_drawn_no_more(
     train.run(config)
     assert len(losses(tmp_path / "other-run")) == 4
     for spec in (raw[1][0], raw[1][2]):  # to the last one
-        withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", f"scene={spec.scene_id}"]))
+        withdraw.run(load(WithdrawConfig, [f"dataset={dataset}", f"scene={spec.scene_id}"]))
     assert not tars(dataset)
     assert len(Table.open(dataset, DERIVED)) == 0
     with pytest.raises(ConfigError, match="has no such scene"):
-        withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", "scene=nobody"]))
+        withdraw.run(load(WithdrawConfig, [f"dataset={dataset}", "scene=nobody"]))
 
 
 def test_a_withdrawal_makes_nothing_stale_look_current_and_leaves_no_unfinished_shard(
@@ -187,7 +187,7 @@ def test_a_withdrawal_makes_nothing_stale_look_current_and_leaves_no_unfinished_
     aside.mkdir(parents=True)
     for path in (tmp_path / "d" / "masks").glob(f"masks-{number:06d}.*"):
         shutil.copy(path, aside)
-    withdraw.run(load("withdraw", WithdrawConfig, [f"dataset={dataset}", f"scene={scene}"]))
+    withdraw.run(load(WithdrawConfig, [f"dataset={dataset}", f"scene={scene}"]))
     assert not any(scene.encode() in path.read_bytes() for path in Path(dataset).rglob("*.tar"))
     assert not list(aside.iterdir())
     for name in ("masks", "windows"):
@@ -267,12 +267,12 @@ def test_another_rule_is_another_index_and_touches_no_image(three: str, tmp_path
         if path.suffix != ".tar":
             shutil.copy(path, tmp_path / "d" / "frames")
     asked = [f"dataset={dataset}", "name=three", "windows.views=3", "windows.stride=2"]
-    plan_windows.run(load("plan_windows", PlanWindowsConfig, asked))
+    plan_windows.run(load(PlanWindowsConfig, asked))
     for path in (tmp_path / "away").glob("*.tar"):
         shutil.copy(path, tmp_path / "d" / "frames")
     assert hashes(f"{dataset}/frames") == hashes(f"{three}/frames")
     with pytest.raises(StorageError, match=r"settings\.views: there 3, here 2"):
-        plan_windows.run(load("plan_windows", PlanWindowsConfig, [f"dataset={dataset}", "name=three"]))
+        plan_windows.run(load(PlanWindowsConfig, [f"dataset={dataset}", "name=three"]))
 
     cache(dataset, "windows=three", "column=gaussians-three", "operators.column=operators-three")
     table = Table.open(dataset, ["three", "masks", "gaussians-three", "operators-three"])
@@ -290,9 +290,7 @@ def test_held_out_frames_are_in_no_training_window(raw: tuple[str, list[RoomSpec
     list_scenes(raw[0], raw[1][:2])
     dataset, scene = str(tmp_path), raw[1][0].scene_id
     build(raw[0], dataset, f"held_out.scenes=[{scene}]", "held_out.part=0.45", "windows.gap=4")
-    plan_windows.run(
-        load("plan_windows", PlanWindowsConfig, [f"dataset={dataset}", "name=held-out", "windows.held_out=true", "windows.gap=4"])
-    )
+    plan_windows.run(load(PlanWindowsConfig, [f"dataset={dataset}", "name=held-out", "windows.held_out=true", "windows.gap=4"]))
     frames = Index.open(dataset, "frames")
     held_out = frames.attribute("held_out")
     scenes = np.array([frames.scene(r) for r in range(len(frames))])

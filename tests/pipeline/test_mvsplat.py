@@ -18,15 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from configs import ConfigError, load
 from configs.schema import CacheGaussiansConfig
+from pipeline.reconstruct.base import BadContext, make_reconstructor
 from pipeline.reconstruct.mvsplat import MVSplatReconstructor
 from pipeline.reconstruct.mvsplat.checkpoint import load_encoder, read_checkpoint, rule_weights
 from pipeline.reconstruct.mvsplat.encoder import EncodedGaussians, MVSplatEncoder
 from pipeline.reconstruct.mvsplat.gaussian_adapter import adapt, rotation_matrices, rotation_quat, sh_rotation, sh_transform
 from pipeline.reconstruct.mvsplat.plane_sweep import correlate, disparity_candidates, relative_poses
 from pipeline.reconstruct.mvsplat.transformer import Windows, attend, position_encoding
-from pipeline.reconstruct.reconstructor import BadContext, make_reconstructor
 from storage import location
 from storage.domain import Camera, Frame, Gaussians
+from storage.location import StorageError
 from tests.pipeline.mvsplat_plain import plain, plain_attend, plain_attention, plain_correlate
 from training.splat.rasterize import gaussian_covariances
 
@@ -397,8 +398,8 @@ def test_no_quaternion_at_all_is_no_rotation() -> None:
 
 @pytest.fixture(scope="module")
 def reconstructor() -> MVSplatReconstructor:
-    config = load("cache_gaussians", CacheGaussiansConfig, ["dataset=x", "reconstructor=mvsplat", "reconstructor.checkpoint=rule"])
-    made = make_reconstructor({**config.reconstructor, "device": "cpu"})
+    asked = ["dataset=x", "reconstructor=mvsplat", "reconstructor.checkpoint=rule", "reconstructor.device=cpu"]
+    made = make_reconstructor(load(CacheGaussiansConfig, asked).reconstructor)
     assert isinstance(made, MVSplatReconstructor)
     return made
 
@@ -527,18 +528,22 @@ def test_the_note_says_what_made_the_column(reconstructor: MVSplatReconstructor)
         ({"near": 0.0}, r"reconstructor\.near=0\.0.* 0 < near < far"),
         ({"far": 0.5}, "0 < near < far"),
         ({"far": float("nan")}, "0 < near < far"),
-        ({"batch": 0}, r"reconstructor\.batch=0: must be a whole number of pairs, 1 or more"),
-        ({"batch": 1.5}, r"reconstructor\.batch=1\.5: must be a whole number"),
+        ({"batch": 0}, r"reconstructor\.batch=0: must be above 0"),
+        ({"batch": 1.5}, "reconstructor.batch=1.5: must be a whole number"),
         ({"device": "tpu9"}, r"reconstructor\.device=tpu9: use auto"),
         ({"checkpoint": "memory://nothing/there.ckpt"}, "there.ckpt: not found"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
-    config = {"_target_": "pipeline.reconstruct.mvsplat.MVSplatReconstructor", "checkpoint": "rule", "near": 1.0, "far": 100.0}
-    with pytest.raises(ConfigError, match=message):
-        make_reconstructor({**config, **settings})
+    words = [f"reconstructor.{name}={value}" for name, value in {"checkpoint": "rule", **settings}.items()]
+
+    def make() -> None:
+        make_reconstructor(load(CacheGaussiansConfig, ["dataset=x", "reconstructor=mvsplat", *words]).reconstructor)
+
+    with pytest.raises((ConfigError, StorageError), match=message):
+        make()
 
 
 def test_the_checkpoint_must_be_given() -> None:
     with pytest.raises(ConfigError, match=r"give reconstructor\.checkpoint=\.\.\."):
-        load("cache_gaussians", CacheGaussiansConfig, ["dataset=x", "reconstructor=mvsplat"])
+        load(CacheGaussiansConfig, ["dataset=x", "reconstructor=mvsplat"])

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import ConfigError
+from configs import ConfigError, load
+from configs.schema import BuildShardsConfig
+from configs.schema.data import MASK_SOURCES, READERS
 from pipeline.columns.masks import encode_labels
-from pipeline.masks import MASK_SOURCES, make_mask_source
-from pipeline.readers import READERS
 from storage.column import Column
 from storage.domain import Camera, Frame
 from storage.location import StorageError
@@ -125,6 +125,8 @@ def test_masks_of_another_source_lie_beside_those_of_the_mesh(rooms: str, datase
     assert "masks-toy: building 6 of 6 shards" in result.stdout
     assert "/frames: all 6 shards are committed, nothing to do" in result.stdout
     operators = ("masks=masks-toy", "operators.column=operators-toy", "operators.targets=1")
+    early = command("pipeline/cache_gaussians.py", f"dataset={dataset}", *operators, environment=toys, check=False)
+    assert "build it with: python pipeline/build_shards.py masks=toy" in early.stderr
     command("pipeline/cache_gaussians.py", f"dataset={url}", *operators, environment=toys)
 
     after = hashes(url)
@@ -151,7 +153,7 @@ def test_a_reader_of_another_layout_and_masks_without_a_mesh(toys: dict[str, str
     table = Table.open(f"{tmp_path}/d", ["windows", "masks-toy"])
     assert table.frames.all_keys() == [f"hall-{n:03d}" for n in range(14) if n != 3]
     assert len(table) > 0
-    assert Column(f"{tmp_path}/d", "frames").provenance().settings["layout"] == "toy"
+    assert Column(f"{tmp_path}/d", "frames").provenance().settings["layout"] == {"name": "toy"}
     report = (tmp_path / "d" / "scenes" / "empty.json").read_text()
     assert '"reason":"no_frames"' in report
 
@@ -161,9 +163,9 @@ def test_choices_are_listed_where_there_is_none_of_that_name() -> None:
     assert "scannetpp" in READERS.names()
     assert not {"base", "lens", "undistort"} & {*READERS.names(), *MASK_SOURCES.names()}
     with pytest.raises(ConfigError, match=r"masks=base: choose one of .*mesh"):
-        make_mask_source("base")
+        load(BuildShardsConfig, ["root=x", "dataset=y", "masks=base"])
     with pytest.raises(ConfigError, match=r"layout=undistort: choose one of .*scannetpp"):
-        READERS.get("undistort")
+        load(BuildShardsConfig, ["root=x", "dataset=y", "layout=undistort"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from configs import ConfigError
 from configs.schema import WindowsConfig
-from pipeline.plan.windows import PlannedWindow, build_windows, check_rule, plan_scene, plan_windows
+from pipeline.plan.windows import PlannedWindow, build_windows, plan_scene, plan_windows
 from storage.column import Column, ColumnMismatch
 from storage.index import Index, IndexRows
 from storage.records.frames import frame_key
@@ -159,16 +159,15 @@ def test_every_rule_is_what_it_says(numbers: list[int], seed: int, rule: Windows
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rule": "gaps"}, r"windows\.rule=gaps: choose one of gap, baseline"),
-        ({"gap": 0}, r"windows\.gap=0, windows\.stride=4: both must be at least 1"),
-        ({"stride": 0}, r"windows\.gap=8, windows\.stride=0: both must be at least 1"),
-        ({"views": 1}, r"windows\.views=1: a context has at least 2 views"),
+        ({"rule": "gaps"}, "rule=gaps: choose gap or baseline"),
+        ({"gap": 0}, "gap=0: must be above 0"),
+        ({"stride": 0}, "stride=0: must be above 0"),
+        ({"views": 1}, "views=1: a context has at least 2 views"),
     ],
 )
 def test_a_rule_that_cannot_be_is_refused(changes: dict, message: str) -> None:
-    check_rule(RULE)
     with pytest.raises(ConfigError, match=message):
-        check_rule(replace(RULE, **changes))
+        replace(RULE, **changes)
 
 
 @dataclass(frozen=True)

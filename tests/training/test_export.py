@@ -26,7 +26,7 @@ SMALL = ("backbone=demo", "batch=2", "steps=4", "head.hidden=32", "head.prototyp
 def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, TrainConfig]:
     """Four steps at a rate that moves LoRA far from zero."""
     output = str(tmp_path_factory.mktemp("run"))
-    config = load("train", TrainConfig, [f"dataset={dataset}", f"output={output}", *SMALL])
+    config = load(TrainConfig, [f"dataset={dataset}", f"output={output}", *SMALL])
     train(config)
     return output, config
 
@@ -44,7 +44,7 @@ def network_of(trained: tuple[str, TrainConfig], height: int, width: int) -> tor
 def test_timm_loads_it_strictly_and_gives_the_trained_tokens(
     trained: tuple[str, TrainConfig], tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "network=student"]))
+    run(load(ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "network=student"]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dinov2_small_snd.json", "dinov2_small_snd.pth"]
     exported = torch.load(tmp_path / "dinov2_small_snd.pth", weights_only=True)
     base = load_weights(trained[1].backbone)
@@ -69,23 +69,23 @@ def test_both_variants_are_named_as_the_model_card_names_them(dataset: str) -> N
     for blend in ("0.5", "1.0"):
         for backbone in ("demo", "dinov2_vitb14"):
             arguments = [f"dataset={dataset}", "output=x", f"supervision.blend={blend}", f"backbone={backbone}"]
-            names.append(file_name(load("train", TrainConfig, arguments)))
+            names.append(file_name(load(TrainConfig, arguments)))
     assert names == ["dinov2_small_snd.pth", "dinov2_base_snd.pth", "dinov2_small_snd_no_blending.pth", "dinov2_base_snd_no_blending.pth"]
 
 
 def test_what_is_not_there_is_named(trained: tuple[str, TrainConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"step=3: .* has checkpoints of steps 2, 4"):
-        run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "step=3"]))
+        run(load(ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "step=3"]))
     with pytest.raises(NotFound, match=r"no checkpoint of training/train\.py here"):
-        run(load("export", ExportConfig, [f"run={tmp_path}/none", f"output={tmp_path}"]))
+        run(load(ExportConfig, [f"run={tmp_path}/none", f"output={tmp_path}"]))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_has_not_moved_is_not_exported(trained: tuple[str, TrainConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"network=teacher: .* still the backbone that it started from"):
-        run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}"]))
+        run(load(ExportConfig, [f"run={trained[0]}", f"output={tmp_path}"]))
 
 
 def test_the_export_can_be_trained_from(trained: tuple[str, TrainConfig], tmp_path: Path) -> None:
-    run(load("export", ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "network=student"]))
+    run(load(ExportConfig, [f"run={trained[0]}", f"output={tmp_path}", "network=student"]))
     assert set(read_state_dict(str(tmp_path / "dinov2_small_snd.pth"))) == set(load_weights(trained[1].backbone))

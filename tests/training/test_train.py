@@ -33,7 +33,7 @@ SMALL = ("backbone=demo", "batch=2", "steps=40", "head.hidden=64", "head.prototy
 
 
 def config(dataset: str, output: Path | str, *more: str) -> TrainConfig:
-    return load("train", TrainConfig, [f"dataset={dataset}", f"output={output}", *SMALL, *more])
+    return load(TrainConfig, [f"dataset={dataset}", f"output={output}", *SMALL, *more])
 
 
 def losses(output: Path | str) -> np.ndarray:

@@ -73,7 +73,7 @@ def mixed(tmp_path: Path) -> str:
 def test_rows_of_all_kinds_go_through_one_batch(mixed: str, mode: str) -> None:
     targets = []
     for way in ("live", mode):
-        config = load("train", TrainConfig, [f"dataset={mixed}", "output=x", "backbone=demo", f"supervision.mode={way}"])
+        config = load(TrainConfig, [f"dataset={mixed}", "output=x", "backbone=demo", f"supervision.mode={way}"])
         rows = open_rows(config)
         batch = rows.decode(rows.fetch([(row, 0) for row in range(3)])).to(torch.device("cpu"))
         if way == "live":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from configs import ConfigError
+from configs.fields import REQUIRED, check_above
+from pipeline.reconstruct.base import BadContext, Reconstructor, check_pair, choose_device
 from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
 from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
-from pipeline.reconstruct.reconstructor import BadContext, Reconstructor, check_pair, choose_device
 from storage.domain import Camera, Frame, Gaussians
 from training.model.backbone import hash_weights
 from training.splat.window import OPERATOR_PATCH
@@ -19,19 +21,42 @@ from training.splat.window import OPERATOR_PATCH
 _BOTH = 112  # the least common multiple of MULTIPLE and OPERATOR_PATCH
 
 
+@dataclass
+class Config:
+    """MVSplat: from two images alone, no depth needed. Image sizes: multiples of 16 (multiples of 112 suit the ViT too)."""
+
+    checkpoint: str = REQUIRED
+    """Path or URL of the MVSplat authors' re10k.ckpt; `rule`: dummy weights whose Gaussians mean nothing."""
+
+    near: float = 1.0
+    """Metres; depths are searched from here, evenly in 1/metres. 1 and 100 are what the weights were trained with."""
+
+    far: float = 100.0
+    """Metres; to here."""
+
+    batch: int = 1
+    """Pairs in one pass: more fill a GPU, and its memory; a CPU gains nothing."""
+
+    device: str = "auto"
+    """`auto`: a CUDA device where there is one; cpu, cuda, cuda:N."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.near < self.far < float("inf"):
+            raise ConfigError(f"near={self.near}, far={self.far}: must be 0 < near < far, in metres")
+        check_above(self, 0, "batch")
+
+
+def make(config: Config) -> MVSplatReconstructor:
+    return MVSplatReconstructor(config.checkpoint, config.near, config.far, config.batch, config.device)
+
+
 class MVSplatReconstructor(Reconstructor):
-    """`checkpoint`: path or URL of the MVSplat authors' `re10k.ckpt`, or `rule` for made-up weights whose Gaussians mean nothing (tests and
-    timing). `near`, `far`: the depths searched, in metres. `batch`: pairs in one pass. `device`: `auto` (a CUDA device where there is one),
-    `cpu`, `cuda`, `cuda:1`."""
+    """Arguments as in `Config`."""
 
     needs_depth = False
     views = 2
 
     def __init__(self, checkpoint: str, near: float, far: float, batch: int = 1, device: str = "auto") -> None:
-        if not 0 < near < far < float("inf"):
-            raise ConfigError(f"reconstructor.near={near}, reconstructor.far={far}: must be 0 < near < far, in metres")
-        if batch < 1 or batch != int(batch):
-            raise ConfigError(f"reconstructor.batch={batch}: must be a whole number of pairs, 1 or more")
         self.device, self.batch = choose_device(device), batch
         self.uses_gpu = device != "cpu"  # the actor may stand on another machine than the one that asks
         self.near, self.far, self.made_up = near, far, checkpoint == RULE

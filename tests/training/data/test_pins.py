@@ -17,7 +17,7 @@ CHECKPOINT = "checkpoints/step-000000002.pt"
 
 
 def config(dataset: str, output: Path, *more: str) -> TrainConfig:
-    return load("train", TrainConfig, [f"dataset={dataset}", f"output={output}", "backbone=demo", "loader.workers=0", *more])
+    return load(TrainConfig, [f"dataset={dataset}", f"output={output}", "backbone=demo", "loader.workers=0", *more])
 
 
 def test_a_launch_that_came_to_no_checkpoint_pins_nothing(dataset: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from training.data.rows import open_rows
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_images_stand_where_their_rows_and_views_do(dataset: str, tmp_path, monkeypatch: pytest.MonkeyPatch, labels: bool) -> None:
-    rows = open_rows(load("train", TrainConfig, [f"dataset={dataset}", f"output={tmp_path}", "backbone=demo"]))
+    rows = open_rows(load(TrainConfig, [f"dataset={dataset}", f"output={tmp_path}", "backbone=demo"]))
     rows.labels = labels
     decoded = []
     decode = codec.decode_jpeg

@@ -1,4 +1,8 @@
-"""The seam that every reconstructor stands behind."""
+"""The seam that every reconstructor stands behind.
+
+A reconstructor is a file in this folder (or an entry point in `splat_and_distill.reconstructors`) with a dataclass `Config`, its keys,
+and a function `make(config)`, which gives a `Reconstructor`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import hydra.utils
 import numpy as np
-from hydra.errors import InstantiationException
 
 from configs import ConfigError
+from configs.fields import Choice
+from configs.schema.data import RECONSTRUCTORS
 from storage.domain import Frame, Gaussians
 
 if TYPE_CHECKING:
@@ -63,12 +67,10 @@ class Reconstructor(ABC):
             return refusal
 
 
-def make_reconstructor(config: dict[str, Any]) -> Reconstructor:
-    """The reconstructor that `config` (`_target_` and its arguments) describes."""
-    try:
-        return hydra.utils.instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        raise ConfigError(f"reconstructor: {' '.join(str(error).split())}") from error
+def make_reconstructor(choice: Choice) -> Reconstructor:
+    """The reconstructor that a configuration chose."""
+    reconstructor: Reconstructor = RECONSTRUCTORS.get(choice.name).make(choice.config)
+    return reconstructor
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes the environment `.venv` of this checkout, or takes the one that is there, and enters it.
+# Run by hand, or sourced by the other scripts: makes the environment `.venv` of this checkout, or takes the one that is there, and enters it.
 # Takes the torch that pip finds: a CPU build where a wheel folder of pip's holds one, else the registry's CUDA build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,10 +9,11 @@ if [ ! -x .venv/bin/python ]; then
 fi
 . .venv/bin/activate
 
-wanted=$(cat pyproject.toml infra/constraints.txt | cksum)
+wanted=$(cat pyproject.toml infra/constraints.txt infra/torchvision_without_cuda.py | cksum)
 if [ "$(cat .venv/installed-for 2>/dev/null)" != "$wanted" ]; then
     echo "setup: installing into .venv (a few minutes the first time)"
     pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint infra/constraints.txt
+    python infra/torchvision_without_cuda.py
     echo "$wanted" > .venv/installed-for
 else
     echo "setup: .venv is up to date"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from configs import ConfigError, load
@@ -49,8 +50,6 @@ def test_timm_loads_it_strictly_and_gives_the_trained_tokens(
     exported = torch.load(tmp_path / "dinov2_small_snd.pth", weights_only=True)
     base = load_weights(trained[1].backbone)
     assert max((exported[name] - base[name]).abs().max().item() for name in base) > 1e-2
-
-    import timm  # here: it needs training.model.torchvision_ops first
 
     image = torch.from_numpy(np.random.default_rng(0).random((1, 3, *size), dtype=np.float32))
     model = timm.create_model("vit_small_patch14_dinov2.lvd142m", pretrained=False, num_classes=0).eval()

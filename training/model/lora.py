@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from configs.schema import LoraConfig
-from training.model import torchvision_ops  # noqa: F401  (before peft)
 
 
 class RowDropout(torch.nn.Module):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs import ConfigError
-from training.model import torchvision_ops  # noqa: F401  (before timm)
 
 
 @dataclass(frozen=True)

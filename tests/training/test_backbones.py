@@ -16,7 +16,7 @@ SMALL = ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2.lvd142m", "v
 
 @pytest.mark.parametrize("name", SMALL)
 def test_tokens_are_timms_own_at_the_published_size(name: str) -> None:
-    import timm  # here: it needs training.model.torchvision_ops first
+    import timm
 
     spec = find_spec(name)
     state = load_weights(BackboneConfig(name, "random", 0))

@@ -308,3 +308,101 @@ def test_a_column_without_rows_has_an_index(tmp_path) -> None:
     build(str(tmp_path), "frames", 0)
     assert len(Index.open(str(tmp_path), "frames")) == 0
     assert np.array_equal(Index.open(str(tmp_path), "frames").shard_of_rows(), [])
+
+
+def test_who_looked_before_another_declared_does_not_write_over_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(place, "frames", 0)
+    monkeypatch.setattr(Column, "check", lambda *_: None)  # it saw no note
+    other = replace(MADE, settings={**MADE.settings, "size": {"width": 336, "height": 336}})
+    with pytest.raises(ColumnMismatch, match=r"another build declares it otherwise \(settings\.size\.width: there 448, here 336"):
+        Column(place, "frames").declare(other)
+    assert Column(place, "frames").provenance() == MADE
+
+
+def test_a_column_whose_shards_hold_no_row_is_declared_anew(tmp_path) -> None:
+    """All scenes of a first try were set aside, say."""
+    column = build(str(tmp_path), "frames", 0)
+    column.commit(plan(1)[0], [], MADE.fingerprint)
+    other = replace(MADE, settings={"kind": "frames", "size": {"width": 336, "height": 336}})
+    column.declare(other)
+    assert column.provenance() == other
+
+
+def test_a_record_that_lies_under_the_name_of_another_is_damage(place: str) -> None:
+    column = build(place, "frames", 2)
+    first, second = (join(column.url, c.record_name) for c in column.listing())
+    location.write_bytes(second, location.read_bytes(first))
+    with pytest.raises(Damaged, match=r"frames-000001\..*: holds the record of frames-000000\..*set_aside=true"):
+        column.records(column.listing())
+
+
+def test_a_shard_whose_tar_is_cut_off_is_not_committed(place: str) -> None:
+    column = build(place, "frames", 2)
+    location.write_bytes(column.tar_url(1), location.read_bytes(column.tar_url(1))[:-512])
+    assert list(column.committed()) == [0]
+    with pytest.raises(NotFound, match=r"frames-000001\.tar: not committed; run its build again"):
+        column.read_shard(1)
+
+
+def test_an_index_of_more_records_than_are_read_at_a_time_has_them_all_in_any_order_of_the_plan(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = build(str(tmp_path), "frames", 7)
+    monkeypatch.setattr("storage.column._RECORDS", 3)
+    location.remove(join(column.url, "current.json"))
+    index = column.write_index(plan(7)[::-1], {})
+    assert index.all_keys() == [key for n in range(7) for key, _ in rows(n)]
+    assert [number for number, *_ in index.metadata["shards"]] == list(range(7))
+
+
+def test_keys_of_equal_lengths_are_not_taken_for_equal_keys(tmp_path) -> None:
+    root = str(tmp_path)
+    frames, made = build(root, "frames", 1), replace(MADE, settings={"kind": "masks"})
+    masks = Column(root, "masks")
+    masks.declare(made)
+    masks.commit(plan(1)[0], rows(0)[::-1], made.fingerprint)
+    masks.write_index(plan(1), {})
+    table = Table.open(root, ["masks"])
+    assert [table.row_in("masks", row) for row in range(3)] == [2, 1, 0]
+    assert frames.name == "frames"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (replace(MADE, format_version=3), "format_version: there 2, here 3"),
+        (replace(MADE, inputs={"raw": "1"}), r"inputs\.raw: there None, here '1'"),
+        (replace(MADE, settings={"kind": "frames"}), r"settings\.size: there \{.*\}, here None"),
+    ],
+)
+def test_every_part_of_a_provenance_binds(tmp_path, other: Provenance, message: str) -> None:
+    build(str(tmp_path), "frames", 1)
+    assert other.fingerprint != MADE.fingerprint
+    with pytest.raises(ColumnMismatch, match=message):
+        Column(str(tmp_path), "frames").declare(other)
+
+
+def test_a_nodes_copy_of_an_index_is_whole_or_not_there_and_mended_when_damaged(s3: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLAT_AND_DISTILL_CACHE", str(tmp_path / "of-the-builder"))
+    build(s3, "frames", 1)
+    monkeypatch.setenv("SPLAT_AND_DISTILL_CACHE", str(tmp_path / "node"))
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.index.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Index.open(s3, "frames")
+    assert not list((tmp_path / "node" / "index").glob("*.arrow"))
+    keys = Index.open(s3, "frames").all_keys()
+    (copy,) = (tmp_path / "node" / "index").glob("*.arrow")
+    whole = copy.read_bytes()
+    copy.unlink()  # a mapped file is not written over
+    copy.write_bytes(whole[: len(whole) // 2])
+    assert Index.open(s3, "frames").all_keys() == keys
+    assert copy.read_bytes() == whole
+
+
+def test_a_nodes_folder_of_another_user_is_refused(s3: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLAT_AND_DISTILL_CACHE", str(tmp_path))
+    owner = os.getuid()
+    monkeypatch.setattr("storage.index.os.getuid", lambda: owner + 1)
+    with pytest.raises(StorageError, match=r"belongs to another user; set SPLAT_AND_DISTILL_CACHE to a folder of your own"):
+        build(s3, "frames", 1)

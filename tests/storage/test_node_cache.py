@@ -212,3 +212,15 @@ def test_a_disk_that_takes_no_more_warns_once_and_is_still_read(call: str, tmp_p
         cache.put("b", b"1")
     assert (cache.get("before"), cache.get("a"), cache.get("b")) == (b"1", None, None)
     assert len(files(tmp_path)) == 1
+
+
+def test_a_folder_of_another_user_is_neither_read_nor_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who owns the folder decides what comes back."""
+    NodeCache(str(tmp_path), 100_000).put("a", b"planted")
+    owner = os.geteuid()
+    monkeypatch.setattr(node_cache.os, "geteuid", lambda: owner + 1)
+    with pytest.warns(RuntimeWarning, match="it belongs to another user"):
+        cache = NodeCache(str(tmp_path), 100_000)
+    cache.put("b", b"1")
+    assert (cache.get("a"), cache.get("b")) == (None, None)
+    assert len(files(tmp_path)) == 1

@@ -95,7 +95,8 @@ def _is_transient(error: BaseException) -> bool:
         return False
     name = type(error).__name__
     return isinstance(error, (ConnectionError, TimeoutError)) or name in {
-        "ClientPayloadError", "ConnectTimeoutError", "EndpointConnectionError", "IncompleteRead", "ReadTimeoutError", "ServerTimeoutError",
+        "ClientPayloadError", "ConnectTimeoutError", "ConnectionClosedError", "EndpointConnectionError", "IncompleteRead",
+        "ReadTimeoutError", "ServerTimeoutError",
     }  # fmt: skip
 
 

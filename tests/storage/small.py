@@ -6,8 +6,8 @@ import numpy as np
 
 from configs.schema import WindowsConfig
 from pipeline.columns.features import features_plan
-from pipeline.columns.masks import masks_plan
 from pipeline.columns.gaussians import windows_plan
+from pipeline.columns.masks import masks_plan
 from pipeline.plan.scan import report_url
 from pipeline.plan.windows import build_windows
 from storage import codec, location, shard

@@ -39,7 +39,7 @@ def _of_key(one: Key) -> list[str]:
         return lines
     if one.registry:
         names = one.registry.names()
-        lines = [f"{one.path}={'|'.join(names)}  ({one.field.metadata['default']})", *_indented(one.doc)]
+        lines = [f"{one.path}={'|'.join(sorted({*names, *presets(one.name)}))}  ({one.field.metadata['default']})", *_indented(one.doc)]
         for name in names:
             for below in keys(one.registry.get(name).Config, f"{one.path}."):
                 lines += [f"    with {one.path}={name}: {line}" if i == 0 else line for i, line in enumerate(_of_key(below))]

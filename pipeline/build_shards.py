@@ -167,10 +167,12 @@ def _build_image_masks(config: BuildShardsConfig, column: Column, frames: Index,
 
 
 def _build_features(config: BuildShardsConfig, frames: Index, windows: Index, note: Provenance, cluster: Cluster) -> list[int]:
-    from training.model.backbone import build_backbone, hash_weights, load_weights
+    from training.model.backbone import build_backbone
+    from training.model.weights import hash_weights, load_weights
 
     weights = load_weights(config.backbone)
-    build_backbone(config.backbone.architecture, weights, config.height, config.width)  # what does not fit is refused here
+    # What does not fit is refused here.
+    build_backbone(config.backbone.architecture, weights, config.height, config.width, config.backbone.blocks)
     column = Column(config.dataset, "features")
     provenance = features_provenance(config.backbone, hash_weights(weights), config.features, frames, note, recorded())
     column.declare(provenance)

@@ -61,7 +61,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise StorageError(f"{url}: {error}; install the extra: pip install 'splat-and-distill-at-scale[s3]'") from error
+        remedy = "install the extra: pip install 'splat-and-distill-at-scale[s3]'" if options else "install that, or use a local path"
+        raise StorageError(f"{url}: nothing here reads {scheme}:// ({error}); {remedy}") from error
     return fs, path
 
 

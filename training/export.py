@@ -1,4 +1,5 @@
-"""Turns a run into weights that timm loads: LoRA folded in, no trace of training.
+"""Turns a run into weights that timm loads strictly, with `timm.create_model(**note["timm"])` of the note beside them: LoRA folded in, no
+trace of training.
 
     python training/export.py run=s3://bucket/runs/with-blending output=weights
 
@@ -19,10 +20,11 @@ from configs.stored import restore
 from storage import codec, location
 from storage.location import NotFound, join
 from training import checkpoint
-from training.model.backbone import StateDict, build_backbone, hash_weights, load_weights, patch_tokens
+from training.model.backbone import StateDict, build_backbone, patch_tokens
 from training.model.lora import merged_state_dict, seed_rows
 from training.model.network import Network
 from training.model.registry import find_spec
+from training.model.weights import hash_weights, load_weights
 
 _SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
 _PARITY = 1e-5  # of the tokens' largest value; folding LoRA in rounds differently
@@ -48,12 +50,14 @@ def run(config: ExportConfig) -> None:
     if not any(tensor.any() for name, tensor in state[config.network.value].items() if "lora_B" in name):
         raise ConfigError(f"network={config.network.value}: at step {step} of {config.run} it is still the backbone that it started from; "
                           "choose network=student, or train longer")  # fmt: skip
+    spec = find_spec(trained.backbone.architecture, trained.backbone.blocks)
     exported = export_state_dict(trained, base, state[config.network.value])
     url = join(config.output, file_name(trained))
     stream = io.BytesIO()
     torch.save(exported, stream)
     location.write_bytes(url, stream.getvalue())
-    note = {"run": config.run, "step": step, "network": config.network.value, "sha256": hash_weights(exported), "trained_with": who}
+    note = {"run": config.run, "step": step, "network": config.network.value, "sha256": hash_weights(exported), "trained_with": who,
+            "timm": {"model_name": spec.name, **spec.timm_options}}  # fmt: skip
     location.write_bytes(url.removesuffix(".pth") + ".json", codec.encode_json(note))
     substitute = "; from random substitute weights, not DINOv2's" if trained.backbone.weights == "random" else ""
     print(f"{url}: {trained.backbone.architecture}, {config.network.value} at step {step}{substitute}", flush=True)
@@ -82,7 +86,7 @@ def export_state_dict(config: TrainConfig, base: StateDict, trained: StateDict) 
     exported = merged_state_dict(network.backbone)
     if "pos_embed" in base:
         exported["pos_embed"] = base["pos_embed"].clone()
-    plain = build_backbone(config.backbone.architecture, exported, size, size).eval()
+    plain = build_backbone(config.backbone.architecture, exported, size, size, config.backbone.blocks).eval()
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         seed_rows(network.backbone, [0])

@@ -24,8 +24,8 @@ from training.data.pins import pinned_rows
 from training.data.rows import WindowRows, few
 from training.distributed import Ranks, choose_device
 from training.metrics import Metrics, read_metrics
-from training.model.backbone import hash_weights, load_weights
 from training.model.network import build_networks
+from training.model.weights import hash_weights, load_weights
 from training.objective.distill import distill, supervise
 from training.objective.ema import update_teacher
 from training.objective.schedule import one_cycle

@@ -21,9 +21,11 @@ _TOGETHER = 4  # frames in one pass
 def features_provenance(
     config: BackboneConfig, weights_sha256: str, which: str, frames: Index, note: Provenance, recorded: Mapping
 ) -> Provenance:
-    """Of `features`. The weights bind by their hash, wherever they came from; note: that of `frames`."""
+    """Of `features`. The weights bind by their hash, wherever they came from, and the blocks where not all are used; note: that of
+    `frames`."""
     settings = {
         "kind": "features", "architecture": config.architecture, "weights_sha256": weights_sha256, "frames": which,
+        **({} if config.blocks is None else {"blocks": config.blocks}),
         **{name: note.settings[name] for name in ("source", "licence")},
     }  # fmt: skip
     return Provenance({"frames": frames.provenance}, settings, FORMAT_VERSION, {**recorded, "backbone": plain(config)})
@@ -56,12 +58,14 @@ class FeaturesMaker:
     ) -> None:
         import torch
 
-        from training.model.backbone import build_backbone, load_weights
+        from training.model.backbone import build_backbone
+        from training.model.weights import load_weights
 
         self.table = Table.open(dataset, [windows] if windows else [], pins)
         self.wanted = context_frames(self.table.frames, self.table.windows) if windows else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = build_backbone(backbone.architecture, load_weights(backbone), height, width).to(self.device).eval()
+        model = build_backbone(backbone.architecture, load_weights(backbone), height, width, backbone.blocks)
+        self.model = model.to(self.device).eval()
 
     def make(self, number: int) -> dict[str, Content]:
         rows = [row for row in self.table.frames.rows_of_shard(number) if self.wanted is None or self.wanted[row]]

@@ -15,7 +15,7 @@ from configs.fields import REQUIRED
 from pipeline.reconstruct.base import BadContext, Reconstructor, check_views, choose_device, frame_names
 from storage.domain import Camera, Frame, Gaussians
 from storage.records.gaussians import encode_gaussians
-from training.model.backbone import hash_weights
+from training.model.weights import hash_weights
 
 if TYPE_CHECKING:
     from ffgs import ModelFrame

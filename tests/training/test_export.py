@@ -14,9 +14,10 @@ from configs.schema import ExportConfig, TrainConfig
 from storage.location import NotFound
 from training import checkpoint
 from training.export import file_name, run
-from training.model.backbone import build_backbone, load_weights, patch_tokens, preprocess, read_state_dict
+from training.model.backbone import build_backbone, patch_tokens, preprocess
 from training.model.network import Network
 from training.model.registry import find_spec
+from training.model.weights import load_weights, read_state_dict
 from training.train import run as train
 
 SMALL = ("backbone=demo", "batch=2", "steps=4", "head.hidden=32", "head.prototypes=64", "head.student_temperature=0.1", "loader.workers=0",

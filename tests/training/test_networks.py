@@ -9,10 +9,11 @@ import torch
 
 from configs import ConfigError
 from configs.schema import BackboneConfig, LoraConfig
-from training.model.backbone import build_backbone, hash_weights, load_weights, patch_tokens, preprocess, read_state_dict, resample_position
+from training.model.backbone import build_backbone, patch_tokens, preprocess, resample_position
 from training.model.head import DinoHead
 from training.model.lora import RowDropout, add_lora, merged_state_dict, seed_rows
 from training.model.registry import find_spec
+from training.model.weights import hash_weights, load_weights, read_state_dict
 from training.objective.ema import update_teacher
 from training.objective.loss import token_cross_entropy
 from training.objective.schedule import one_cycle

@@ -36,8 +36,9 @@ class RowDropout(torch.nn.Module):
         return x * keep / (1 - self.p)
 
 
-def add_lora(model: torch.nn.Module, config: LoraConfig, seed: int) -> torch.nn.Module:
-    """Adds trainable LoRA to every `qkv` and `proj` of `model` in place, the patch embedding's `proj` among them unless told otherwise."""
+def add_lora(model: Any, config: LoraConfig, seed: int) -> torch.nn.Module:
+    """Adds trainable LoRA in place to the layers that the spec of a `build_backbone` model names, the patch embedding's `proj` among them
+    unless told otherwise."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
 
@@ -46,7 +47,7 @@ def add_lora(model: torch.nn.Module, config: LoraConfig, seed: int) -> torch.nn.
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=["qkv", "proj"],
+        target_modules=list(model.spec.lora),
         exclude_modules=excluded,
         bias="none",
     )
@@ -57,7 +58,8 @@ def add_lora(model: torch.nn.Module, config: LoraConfig, seed: int) -> torch.nn.
     for number, (_, layer) in enumerate(_lora_layers(model)):
         if config.dropout:
             layer.lora_dropout["default"] = RowDropout(config.dropout, number)
-    return model
+    adapted: torch.nn.Module = model
+    return adapted
 
 
 def seed_rows(model: torch.nn.Module, seeds: Sequence[int]) -> None:

@@ -34,7 +34,8 @@ class Network(torch.nn.Module):
 
     def __init__(self, config: TrainConfig, state: StateDict, height: int, width: int) -> None:
         super().__init__()
-        self.backbone = add_lora(build_backbone(config.backbone.architecture, state, height, width), config.lora, config.seed)
+        architecture = config.backbone.architecture
+        self.backbone = add_lora(build_backbone(architecture, state, height, width, config.backbone.blocks), config.lora, config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.head = DinoHead.from_config(self.backbone.num_features, config.head)

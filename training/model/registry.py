@@ -6,8 +6,10 @@ find_spec("vit_small_patch14_dinov2").patch      # 14
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from configs import ConfigError
 
@@ -16,9 +18,10 @@ from configs import ConfigError
 class BackboneSpec:
     """One backbone.
 
-    name: timm's, with its tag where one was given; family: of `_FAMILIES`; patch: pixels of a token's side; mean, std: of the images, for
-    RGB in [0,1]; pretrained_size: (height, width) in pixels of the published weights; position: `dinov2` (its published bicubic rule),
-    `timm` (timm's resampling) or `rope` (nothing to resample); lora: the names of the layers that take LoRA; options: of timm.
+    name: timm's, with its tag where one was given; family: of `_FAMILIES`; patch: pixels of a token's side; mean, std: of the images,
+    for RGB in [0,1]; pretrained_size: (height, width) in pixels of the published weights; position: `dinov2` (its published bicubic
+    rule), `timm` (timm's resampling) or `rope` (nothing to resample); lora: the names of the layers that take LoRA; options: of timm;
+    blocks: how many of the first blocks it has, None for all.
     """
 
     name: str
@@ -30,11 +33,13 @@ class BackboneSpec:
     position: str
     lora: tuple[str, ...] = ("qkv", "proj")
     options: tuple[tuple[str, str], ...] = ()
+    blocks: int | None = None
 
     @property
     def timm_options(self) -> dict[str, Any]:
-        """What `timm.create_model` is given beside the name."""
-        return dict(self.options)
+        """What `timm.create_model` is given beside the name, for a model without a classifier."""
+        depth = {} if self.blocks is None else {"depth": self.blocks}
+        return {"num_classes": 0, **dict(self.options), **depth}
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens (h, w) of an image of `height` x `width` pixels: whole patches, the rest is resized away."""
@@ -56,14 +61,15 @@ _FAMILIES = {
 }
 
 
-def find_spec(name: str) -> BackboneSpec:
+def find_spec(name: str, blocks: int | None = None) -> BackboneSpec:
     """The spec of a backbone.
 
     Args:
         name: timm's name, such as `vit_base_patch16_224.mae`; without a tag, timm's default weights of that name are meant.
+        blocks: how many of the first blocks it is to have; None for all.
 
     Raises:
-        ConfigError: timm has no such model or tag, or its family is not known here.
+        ConfigError: timm has no such model or tag, its family is not known here, or it has not so many blocks.
     """
     import timm
 
@@ -78,7 +84,7 @@ def find_spec(name: str) -> BackboneSpec:
     if published is None:
         raise ConfigError(f"backbone.architecture={name}: timm {timm.__version__} has no such model; see timm.list_models('vit_*')")
     rules = _FAMILIES[family]
-    return BackboneSpec(
+    spec = BackboneSpec(
         name=name,
         family=family,
         patch=int(re.search(r"_patch(\d+)", architecture).group(1)),  # type: ignore[union-attr]
@@ -88,3 +94,11 @@ def find_spec(name: str) -> BackboneSpec:
         position=rules.position,
         options=rules.options,
     )
+    if blocks is None:
+        return spec
+    with torch.device("meta"):
+        whole: Any = timm.create_model(name, **spec.timm_options)
+    depth = len(whole.blocks)
+    if not 1 <= blocks <= depth:
+        raise ConfigError(f"backbone.blocks={blocks}: {name} has 1 to {depth}")
+    return replace(spec, blocks=blocks)

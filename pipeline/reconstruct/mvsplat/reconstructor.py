@@ -15,7 +15,7 @@ from pipeline.reconstruct.base import BadContext, Reconstructor, check_pair, cho
 from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
 from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
 from storage.domain import Camera, Frame, Gaussians
-from training.model.backbone import hash_weights
+from training.model.weights import hash_weights
 from training.splat.window import OPERATOR_PATCH
 
 _BOTH = 112  # the least common multiple of MULTIPLE and OPERATOR_PATCH

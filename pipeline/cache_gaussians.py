@@ -1,5 +1,5 @@
 """Adds the columns of a windows table: `gaussians`, a frozen reconstructor's output for the context of every window, and `operators`, the
-splat of that into each target as a sparse matrix over tokens.
+splat of that into each target as a sparse matrix over tokens, on the grid of a backbone's patches (`operators.patch`).
 
     python pipeline/cache_gaussians.py dataset=s3://bucket/rooms reconstructor=depth
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- python pipeline/cache_gaussians.py dataset=...
@@ -80,7 +80,7 @@ def run(config: CacheGaussiansConfig) -> None:
             operators.declare(declared)
             plan = windows_plan(windows, declared, [masks], [stored] if stored else [])
             columns = (config.windows, config.masks, config.column if stored else None, config.reconstructor, config.operators.column)
-            asked = (declared.fingerprint, config.operators.targets, config.operators.values, pins)
+            asked = (declared.fingerprint, config.operators.targets, config.operators.values, pins, config.operators.patch)
             build = ColumnBuild(operators, plan, declared.fingerprint)
             built += run_columns([build], OperatorsMaker, (config.dataset, *columns, *asked), workers, resources)
             operators.write_index(plan, pins)
@@ -104,12 +104,13 @@ def _operators_provenance(
     config: CacheGaussiansConfig, table: Table, made: Provenance, note: Provenance, reconstructor: Reconstructor
 ) -> Provenance:
     """made: provenance of the Gaussians, from which operators are made where they are kept."""
-    from training.splat.window import operator_grid
-
     sources = {name: index.provenance for name, index in table.columns.items()}
     if config.keep_gaussians:
         sources[config.column] = made.fingerprint
-    grid = operator_grid(note.settings["height"], note.settings["width"])
+    height, width, patch = note.settings["height"], note.settings["width"], config.operators.patch
+    if patch > min(height, width):
+        raise ConfigError(f"operators.patch={patch}: images of {height} x {width} pixels have no such patch; choose the backbone's")
+    grid = height // patch, width // patch
     asked = (grid, config.operators.targets, config.operators.values)
     return operators_provenance(sources, config.masks, note, reconstructor.describe(), *asked, recorded())
 

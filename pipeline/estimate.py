@@ -142,7 +142,7 @@ def _sampled_operators(
     from training.splat.window import WindowSplat
 
     began, size = time.process_time(), 0
-    splat = WindowSplat(cloud, context)
+    splat = WindowSplat(cloud, context, config.operators.patch)
     for place in target_places(config.operators.targets, len(targets)):
         size += sum(map(len, encode_operator(splat.operator(targets[place]), config.operators.values).values()))
     return time.process_time() - began, size

@@ -23,7 +23,7 @@ from storage.records.operators import encode_operator, operator_member, operator
 from storage.shard import Row
 from storage.table import Row as TableRow
 from storage.table import Table
-from training.splat.window import WindowSplat
+from training.splat.window import OPERATOR_PATCH, WindowSplat
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class Scene:
 
 
 def write_dataset(
-    root: str, scenes: Sequence[Scene], reconstruct: Callable[[list[Frame]], Gaussians] | None = None, operators: bool = False
+    root: str,
+    scenes: Sequence[Scene],
+    reconstruct: Callable[[list[Frame]], Gaussians] | None = None,
+    operators: bool = False,
+    patch: int = OPERATOR_PATCH,
 ) -> Table:
     """Writes `frames`, `masks` and `windows`, a shard a scene, and opens all that was written.
 
     reconstruct: writes `gaussians` too, made from the stored context frames, window after window. operators: and `operators` of these, into
-    every target.
+    every target, on the grid of `patch` pixels a token.
     """
     frames = _write_frames(root, scenes)
     labelled = [[(frame_key(s.name, f.name), encode_mask(f.labels)) for f in s.frames if f.labels is not None] for s in scenes]
@@ -56,8 +60,9 @@ def write_dataset(
     table = Table.open(root, ["masks", "windows", "gaussians"])
     if not operators:
         return table
-    made = _provenance("operators", *of)
-    _write(root, made, [[_operators(row, made.fingerprint) for row in table.rows_of_shard(n)] for n in shards], of)
+    height, width = scenes[0].frames[0].image.shape[:2]
+    made = _provenance("operators", *of, grid=[height // patch, width // patch])
+    _write(root, made, [[_operators(row, made.fingerprint, patch) for row in table.rows_of_shard(n)] for n in shards], of)
     return Table.open(root, ["masks", "windows", "gaussians", "operators"])
 
 
@@ -122,8 +127,8 @@ def _gaussians(row: TableRow, reconstruct: Callable[[list[Frame]], Gaussians]) -
     return row.key, encode_gaussians(reconstruct(context), [frame.camera for frame in context])
 
 
-def _operators(row: TableRow, fingerprint: str) -> Row:
-    splat = WindowSplat(row.gaussians(), row.context(labels=True))
+def _operators(row: TableRow, fingerprint: str, patch: int) -> Row:
+    splat = WindowSplat(row.gaussians(), row.context(labels=True), patch)
     members = {}
     for place, (target, frame) in enumerate(zip(row.targets(labels=True), row.window().targets, strict=True)):
         source = operator_source(fingerprint, row.key, row.table.frames.key(frame))

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from configs import ConfigError
-from configs.schema import TeacherMode, TrainConfig
+from configs.schema import SupervisionMode, TeacherMode, TrainConfig
 from storage import codec, location
 from storage.column import Column
 from storage.location import join
@@ -25,6 +25,7 @@ from training.data.rows import WindowRows, few
 from training.distributed import Ranks, choose_device
 from training.metrics import Metrics, read_metrics
 from training.model.network import build_networks
+from training.model.registry import find_spec
 from training.model.weights import hash_weights, load_weights
 from training.objective.distill import distill, supervise
 from training.objective.ema import update_teacher
@@ -60,9 +61,10 @@ class Trainer:
     def _build(self) -> None:
         config, weights = self.config, load_weights(self.config.backbone)
         weights_hash = hash_weights(weights)
+        height, width = self._probe(labels=False).target_images.shape[-2:]
+        _check_grids(config, height, width)
         _check_features(config, self.rows, weights_hash)
         self.identity = checkpoint.identity(config, weights_hash, _dataset_hash(self.rows))
-        height, width = self._probe(labels=False).target_images.shape[-2:]
         student, teacher = build_networks(config, weights, height, width)
         student, teacher = student.to(self.device), teacher.to(self.device)
         optimizer = torch.optim.Adam(student.trained().values(), lr=config.optimizer.lr, betas=(0.9, 0.999), eps=1e-8)
@@ -163,6 +165,24 @@ class Trainer:
 
 def _dataset_hash(rows: WindowRows) -> str:
     return hashlib.sha256(codec.encode_json(rows.pins)).hexdigest()
+
+
+def _check_grids(config: TrainConfig, height: int, width: int) -> None:
+    """The tokens of the backbone, and those of the operators and features that are read, must lie on one grid."""
+    spec, grids = find_spec(config.backbone.architecture), {}
+    if config.supervision.mode is SupervisionMode.operators:
+        name = config.supervision.operators
+        h, w = Column(config.dataset, name).provenance().settings["grid"]
+        grids[name] = (h, w), f"build another with operators.patch={spec.patch}"
+    if config.teacher.mode is TeacherMode.frozen:
+        made_by = Column(config.dataset, "features").provenance().settings["architecture"]
+        grids["features"] = find_spec(made_by).grid(height, width), f"build it with {spec.name}"
+    for column, (grid, remedy) in grids.items():
+        if grid != spec.grid(height, width):
+            raise ConfigError(
+                f"{config.dataset}: column {column!r} has {grid[0]} x {grid[1]} tokens an image, backbone.architecture={spec.name} "
+                f"{' x '.join(map(str, spec.grid(height, width)))}: {remedy}, or choose a backbone with the column's patch"
+            )
 
 
 def _check_features(config: TrainConfig, rows: WindowRows, weights_hash: str) -> None:

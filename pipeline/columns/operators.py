@@ -39,14 +39,14 @@ class OperatorsMaker:
     """The operators of the windows of a shard.
 
     From the column `gaussians` where one is given, else straight from the reconstructor, whose Gaussians are then not kept (they take
-    the way through their record all the same, so that both ways give the same operators).
+    the way through their record all the same, so that both ways give the same operators). patch: pixels of a token's side.
     """
 
     def __init__(
         self, dataset: str, windows: str, masks: str, gaussians: str | None, reconstructor: Choice, column: str, provenance: str,
-        targets: str, values: str, pins: Mapping[str, str],
+        targets: str, values: str, pins: Mapping[str, str], patch: int,
     ) -> None:  # fmt: skip
-        self.column, self.provenance, self.targets, self.values = column, provenance, targets, values
+        self.column, self.provenance, self.targets, self.values, self.patch = column, provenance, targets, values, patch
         self.table = Table.open(dataset, [windows, masks, *([gaussians] if gaussians else [])], pins)
         self.reconstructed = None if gaussians else GaussiansMaker(dataset, windows, reconstructor, column, pins)
 
@@ -61,7 +61,7 @@ class OperatorsMaker:
             context, targets = row.context(labels=True), row.targets(labels=True)
             cloud = made[row.key] if made else self._stored(row.number)
             gaussians = decode_gaussians(cloud, [view.camera for view in context])
-            splat, members = WindowSplat(gaussians, context), {}
+            splat, members = WindowSplat(gaussians, context, self.patch), {}
             for place in target_places(self.targets, len(targets)):
                 source = operator_source(self.provenance, row.key, self.table.frames.key(row.window().targets[place]))
                 operator = splat.operator(targets[place], source_hash=source)

@@ -130,7 +130,7 @@ def free_columns(dataset: str) -> tuple[str, str]:
     pins = {name: index.sha256 for name, index in sources.items()}
     provenance = operators_provenance(fingerprints, "masks", note, made, (6, 9), "all", "f16", {})
     operators.declare(provenance)
-    maker = OperatorsMaker(dataset, "windows", "masks", "free", {}, "free-operators", provenance.fingerprint, "all", "f16", pins)
+    maker = OperatorsMaker(dataset, "windows", "masks", "free", {}, "free-operators", provenance.fingerprint, "all", "f16", pins, 14)
     plan = windows_plan(windows, provenance, [sources["masks"]], [sources["free"]])
     for shard in plan:
         operators.commit(shard, maker.make(shard.number)["free-operators"].rows, provenance.fingerprint)

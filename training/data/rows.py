@@ -33,8 +33,9 @@ from storage.records.operators import OPERATOR_MEMBERS, TokenOperator, decode_op
 from storage.table import Table
 from training.data.batch import Batch
 from training.data.order import choose, mix
+from training.model.registry import find_spec
 from training.splat.apply import collate_operators
-from training.splat.window import WindowSplat
+from training.splat.window import OPERATOR_PATCH, WindowSplat
 
 Choice = tuple[int, int]  # a row, and the number from which all that is random about it is drawn
 
@@ -72,6 +73,7 @@ class WindowRows:
         self.tokens = config.teacher.mode is TeacherMode.frozen
         self.cached = supervision.mode is SupervisionMode.operators
         self.live = supervision.mode is SupervisionMode.live
+        self.patch = OPERATOR_PATCH if self.cached else find_spec(config.backbone.architecture).patch  # of the lifts that are made here
         self.withdrawn: frozenset[str] = frozenset()
 
     def with_labels(self) -> WindowRows:
@@ -219,10 +221,10 @@ class WindowRows:
             target = views[row.target]
             cloud = decode_gaussians({name: parts[name, row.row] for name in GAUSSIAN_MEMBERS}, [view.camera for view in context])
             if not self.live:
-                operator = WindowSplat(cloud, context).operator(target, with_blend=self.config.supervision.blend < 1)
+                operator = WindowSplat(cloud, context, self.patch).operator(target, with_blend=self.config.supervision.blend < 1)
             else:
                 if not cloud.pixel_aligned:
-                    splat = WindowSplat(cloud, context)
+                    splat = WindowSplat(cloud, context, self.patch)
                     cloud, found["lifts"] = splat.gaussians, splat.lift
                 found |= {name: torch.from_numpy(getattr(cloud, name)) for name in ("means", "quats", "scales", "opacities")}
                 found["viewmats"] = torch.from_numpy(target.camera.w2c.astype(np.float32))

@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from configs import ConfigError
 from configs.schema import TrainConfig
 from training.model.backbone import StateDict, build_backbone, patch_tokens
 from training.model.head import DinoHead
 from training.model.lora import add_lora, seed_rows
-from training.model.registry import find_spec
 from training.objective.loss import token_cross_entropy
 from training.objective.teacher_targets import Targets
-from training.splat.window import OPERATOR_PATCH, operator_grid
 
 
 class LossSums(NamedTuple):
@@ -92,12 +89,6 @@ class Student(Network):
 
 def build_networks(config: TrainConfig, state: StateDict, height: int, width: int) -> tuple[Student, Network]:
     """Student and teacher, equal at the start. The teacher takes no gradient; its LoRA dropout is off unless `teacher.dropout`."""
-    spec = find_spec(config.backbone.architecture)
-    if spec.grid(height, width) != operator_grid(height, width):
-        raise ConfigError(
-            f"backbone.architecture={spec.name} sees {height} x {width} pixels as {spec.grid(height, width)} tokens, "
-            f"lifts and operators as {operator_grid(height, width)}: choose a backbone of {OPERATOR_PATCH}-pixel patches"
-        )
     student, teacher = Student(config, state, height, width), Network(config, state, height, width)
     teacher.load_state_dict(student.state_dict())
     return student.train(), teacher.train(config.teacher.dropout).requires_grad_(False)

@@ -32,23 +32,19 @@ def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int,
     )
 
 
-OPERATOR_PATCH = 14  # pixels of a token's side, in every lift and operator
-
-
-def operator_grid(height: int, width: int) -> tuple[int, int]:
-    """Tokens (h, w) of the lifts and operators of an image of that size."""
-    return height // OPERATOR_PATCH, width // OPERATOR_PATCH
+OPERATOR_PATCH = 14  # pixels of a token's side, where nothing else is asked for
 
 
 class WindowSplat:
     """The Gaussians of one context with their lift, made once, to be splatted into as many targets as one likes.
 
     Gaussians that belong to no pixel, and have no feature because no valid context pixel shows them, are made transparent: opaque, they
-    would make zero the target of tokens that nobody can say anything about.
+    would make zero the target of tokens that nobody can say anything about. patch: pixels of a token's side, the backbone's.
     """
 
-    def __init__(self, gaussians: Gaussians, context: Sequence[Frame]) -> None:
-        self.grid = operator_grid(*context[0].valid.shape)
+    def __init__(self, gaussians: Gaussians, context: Sequence[Frame], patch: int = OPERATOR_PATCH) -> None:
+        height, width = context[0].valid.shape
+        self.grid = height // patch, width // patch
         self.lift = window_lift(gaussians, context, self.grid)
         if isinstance(self.lift, SparseLift):
             shown = self.lift.offsets.diff().numpy() > 0

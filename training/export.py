@@ -59,7 +59,7 @@ def run(config: ExportConfig) -> None:
     note = {"run": config.run, "step": step, "network": config.network.value, "sha256": hash_weights(exported), "trained_with": who,
             "timm": {"model_name": spec.name, **spec.timm_options}}  # fmt: skip
     location.write_bytes(url.removesuffix(".pth") + ".json", codec.encode_json(note))
-    substitute = "; from random substitute weights, not DINOv2's" if trained.backbone.weights == "random" else ""
+    substitute = "; from random substitute weights, not published ones" if trained.backbone.weights == "random" else ""
     print(f"{url}: {trained.backbone.architecture}, {config.network.value} at step {step}{substitute}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """Every family of the registry is trained, goes on, and comes out as weights that timm loads."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,17 @@ import pytest
 import torch
 
 from configs import ConfigError, load
-from configs.schema import ExportConfig, TrainConfig
+from configs.schema import BackboneConfig, CacheGaussiansConfig, ExportConfig, TrainConfig
+from pipeline.cache_gaussians import run as cache_gaussians
+from pipeline.columns.features import FeaturesMaker, features_plan, features_provenance
+from pipeline.columns.operators import OperatorsMaker
 from pipeline.plan.windows import PlannedWindow
 from pipeline.reconstruct.depth import DepthReconstructor
+from storage.column import Column
+from storage.records.operators import OPERATOR_MEMBERS, decode_operator, operator_member, operator_source
+from storage.table import Table
 from tests.datasets import Scene, write_dataset
-from tests.training.test_window import before_a_wall
+from tests.training.test_window import SIZE, before_a_wall
 from training import checkpoint
 from training.export import file_name
 from training.export import run as export
@@ -20,7 +27,7 @@ from training.metrics import read_metrics
 from training.model.backbone import preprocess
 from training.model.network import Network
 from training.model.registry import find_spec
-from training.model.weights import load_weights
+from training.model.weights import hash_weights, load_weights
 from training.train import run as train
 
 FAMILIES = ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb",
@@ -96,3 +103,45 @@ def test_lora_is_where_the_spec_says(datasets: dict[int, str], tmp_path: Path) -
     layers = {name.split(".lora_")[0].split(".")[-1] for name in network.trained() if ".lora_" in name}
     assert layers == set(network.backbone.spec.lora)
     assert not any("patch_embed" in name for name in network.trained())
+
+
+def add_features(root: str, backbone: BackboneConfig) -> None:
+    """The column `features` of all frames, as the pipeline makes it."""
+    frames = Table.open(root, []).frames
+    note, pins = Column(root, "frames").provenance(), {"frames": frames.sha256}
+    made = features_provenance(backbone, hash_weights(load_weights(backbone)), "all", frames, note, {})
+    assert made.settings.get("blocks") == backbone.blocks
+    column, plan = Column(root, "features"), features_plan(frames, made, None)
+    column.declare(made)
+    maker = FeaturesMaker(root, backbone, SIZE, SIZE, None, pins)
+    for shard in plan:
+        column.commit(shard, maker.make(shard.number)["features"].rows, made.fingerprint)
+    column.write_index(plan, pins)
+
+
+def test_a_frozen_teachers_tokens_must_be_of_the_same_grid_and_weights(datasets: dict[int, str], tmp_path: Path) -> None:
+    root = shutil.copytree(datasets[16], tmp_path / "data")
+    add_features(str(root), BackboneConfig("vit_tiny_patch16_224", "random", 0, 2))
+    train(config_of("vit_tiny_patch16_224", str(root), tmp_path / "run", "until=1", "teacher.mode=frozen"))
+    wrong = (
+        (
+            "vit_small_patch14_dinov2",
+            "supervision.mode=live",
+            r"'features' has 3 x 3 tokens .*dinov2 4 x 4: build it with",
+        ),
+        ("vit_tiny_patch16_224", "backbone.blocks=1", "'features' was made with other weights"),
+    )
+    for name, asked, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            train(config_of(name, str(root), tmp_path / "wrong", "teacher.mode=frozen", asked))
+
+
+def test_the_column_of_operators_is_made_on_the_grid_that_is_asked_for(datasets: dict[int, str]) -> None:
+    table = Table.open(datasets[14], ["masks", "windows", "gaussians"])
+    for patch, grid in ((14, (4, 4)), (16, (3, 3))):
+        maker = OperatorsMaker(datasets[14], "windows", "masks", "gaussians", {}, "operators", "made", "all", "f16", table.pins(), patch)
+        ((_, members),) = maker.make(0)["operators"].rows
+        source = operator_source("made", table.windows.key(0), table.frames.key(0))
+        assert decode_operator({OPERATOR_MEMBERS[0]: members[operator_member(0)]}, source).grid == grid
+    with pytest.raises(ConfigError, match=r"operators\.patch=0: must be above 0"):
+        cache_gaussians(load("cache_gaussians", CacheGaussiansConfig, [f"dataset={datasets[14]}", "operators.patch=0"]))

@@ -46,10 +46,6 @@ class BackboneConfig:
     blocks: int | None = key(None, before=None)
     """The first so many blocks alone; null: all. The last blocks of some weights are worse teachers."""
 
-    def __post_init__(self) -> None:
-        if self.blocks is not None and self.blocks < 1:
-            raise ConfigError(f"blocks={self.blocks}: must be at least 1, or null for all")
-
 
 @dataclass
 class WindowsConfig:

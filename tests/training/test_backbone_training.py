@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from configs import ConfigError, load
@@ -48,12 +49,11 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 
 
 def config_of(name: str, dataset: str, output: Path, *more: str) -> TrainConfig:
-    return load("train", TrainConfig, [f"dataset={dataset}", f"output={output}", *SMALL, f"backbone.architecture={name}", *more])
+    return load(TrainConfig, [f"dataset={dataset}", f"output={output}", *SMALL, f"backbone.architecture={name}", *more])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_trains_resumes_and_is_exported(datasets: dict[int, str], tmp_path: Path, name: str) -> None:
-    import timm  # here: it needs training.model.torchvision_ops first
 
     spec = find_spec(name, 2)
     for until in (1, 2):
@@ -65,7 +65,7 @@ def test_a_family_trains_resumes_and_is_exported(datasets: dict[int, str], tmp_p
     state, _ = checkpoint.load(config.output, 2)
     assert all(tensor.any() for part, tensor in state["student"].items() if "lora_B" in part), "a layer's LoRA took no gradient"
 
-    export(load("export", ExportConfig, [f"run={config.output}", f"output={tmp_path}", "network=student"]))
+    export(load(ExportConfig, [f"run={config.output}", f"output={tmp_path}", "network=student"]))
     weights = torch.load(tmp_path / file_name(config), weights_only=True)
     note = json.loads((tmp_path / file_name(config)).with_suffix(".json").read_text())
     model = timm.create_model(**note["timm"]).eval()
@@ -144,4 +144,4 @@ def test_the_column_of_operators_is_made_on_the_grid_that_is_asked_for(datasets:
         source = operator_source("made", table.windows.key(0), table.frames.key(0))
         assert decode_operator({OPERATOR_MEMBERS[0]: members[operator_member(0)]}, source).grid == grid
     with pytest.raises(ConfigError, match=r"operators\.patch=0: must be above 0"):
-        cache_gaussians(load("cache_gaussians", CacheGaussiansConfig, [f"dataset={datasets[14]}", "operators.patch=0"]))
+        cache_gaussians(load(CacheGaussiansConfig, [f"dataset={datasets[14]}", "operators.patch=0"]))

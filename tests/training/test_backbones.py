@@ -199,4 +199,4 @@ def test_the_first_blocks_are_those_of_the_whole(tmp_path: Path, weights: StateD
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in Path("configs/backbone").glob("*.yaml")))
 def test_presets_are_of_the_registry(preset: str) -> None:
-    find_spec(load("train", TrainConfig, ["dataset=x", "output=x", f"backbone={preset}"]).backbone.architecture)
+    find_spec(load(TrainConfig, ["dataset=x", "output=x", f"backbone={preset}"]).backbone.architecture)

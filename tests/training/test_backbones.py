@@ -197,6 +197,21 @@ def test_the_first_blocks_are_those_of_the_whole(tmp_path: Path, weights: StateD
             load_weights(replace(DEMO, blocks=blocks))
 
 
+def test_the_hub_is_asked_for_the_whole_model(monkeypatch: pytest.MonkeyPatch, weights: StateDict) -> None:
+    """Its file holds all blocks: timm would refuse it for fewer."""
+    import timm
+
+    create = timm.create_model
+
+    def hub(name: str, pretrained: bool = False, **options: Any) -> Any:
+        assert not (pretrained and "depth" in options)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", hub)
+    loaded = load_weights(replace(DEMO, weights="pretrained"))
+    assert {name: t.shape for name, t in loaded.items()} == {name: t.shape for name, t in weights.items()}
+
+
 @pytest.mark.parametrize("preset", sorted(path.stem for path in Path("configs/backbone").glob("*.yaml")))
 def test_presets_are_of_the_registry(preset: str) -> None:
     find_spec(load(TrainConfig, ["dataset=x", "output=x", f"backbone={preset}"]).backbone.architecture)

@@ -56,7 +56,7 @@ class _Family:
 _FAMILIES = {
     "dinov2": _Family(r"vit_(small|base|large|giant)_patch14_(reg4_)?dinov2", "dinov2"),
     "dinov3": _Family(r"vit_(small|base|large)_patch16_dinov3(_qkvb)?", "rope"),
-    "siglip": _Family(r"vit_\w+_patch\d+_siglip_\d+", "timm", (("global_pool", ""),)),  # without its map-pooling head
+    "siglip": _Family(r"vit_\w+_patch\d+_siglip_(gap_)?\d+", "timm", (("global_pool", ""),)),  # without its map-pooling head
     "vit": _Family(r"vit_(tiny|small|base|large|huge)_patch\d+_\d+", "timm"),  # MAE's too: vit_base_patch16_224.mae
 }
 

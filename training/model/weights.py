@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def _fetch(spec: BackboneSpec) -> StateDict:
     import timm
 
     try:
-        model = timm.create_model(spec.name, pretrained=True, **spec.timm_options)
+        model = timm.create_model(spec.name, pretrained=True, **replace(spec, blocks=None).timm_options)  # the hub has them whole
     except Exception as error:  # the hub client raises many unrelated types
         raise ConfigError(
             f"backbone.weights=pretrained: {spec.name} could not be fetched ({type(error).__name__}); "
@@ -98,7 +99,7 @@ def read_state_dict(url: str) -> StateDict:
         ConfigError: the file holds no state dict, or NaN, infinity or anything but floating-point numbers.
     """
     tensors = _unwrapped(url, _read(url))
-    has_teacher = any(name.startswith("teacher.") for name in tensors)
+    has_teacher = any(name.removeprefix("model.").startswith("teacher.") for name in tensors)
     named: StateDict = {}
     for name, tensor in tensors.items():
         plain = _HOLDERS.sub("", _WRAPPERS.sub("", name))

@@ -48,3 +48,23 @@ def test_targets_are_uniform() -> None:
     counts = np.bincount([choose(int(d), 9) for d in draws], minlength=9)
     assert counts.sum() == 9000
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
+
+
+def test_a_row_meets_every_target_as_epochs_go_by() -> None:
+    """What is drawn belongs to a place in the sequence of all epochs: as a function of the row, it would never change."""
+    epochs = [step_rows(4, seed=0, step=epoch, batch=4) for epoch in range(200)]
+    targets: dict[int, set[int]] = {row: set() for row in range(4)}
+    for choice in epochs:
+        for row, draw in zip(choice.row.tolist(), choice.draw.tolist(), strict=True):
+            targets[row].add(choose(draw, 9))
+    assert all(found == set(range(9)) for found in targets.values())
+    draws = np.concatenate([choice.draw for choice in epochs])
+    assert len(np.unique(draws)) == len(draws)
+    assert not np.isin(step_rows(4, seed=1, step=0, batch=800).draw, draws).any()
+
+
+def test_a_batch_only_cuts_the_sequence() -> None:
+    whole = step_rows(7, seed=3, step=0, batch=60)
+    parts = [step_rows(7, seed=3, step=step, batch=5) for step in range(12)]
+    for name in ("row", "draw"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))

@@ -95,7 +95,7 @@ def test_other_settings_are_named_with_both_values(schema: type, old: Path) -> N
 
 
 def test_weights_may_move_and_nothing_else_may_pass_for_them(old: Path) -> None:
-    from training.model.backbone import load_weights
+    from training.model.weights import load_weights
 
     base = load_weights(config_of(TrainConfig, old).backbone)
     moved = old / "moved weights.pth"

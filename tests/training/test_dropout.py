@@ -9,9 +9,9 @@ from configs.schema import LoraConfig, TrainConfig
 from tests.training.conftest import CONTEXT, HEIGHT, WIDTH
 from training.data.loader import StepSampler
 from training.data.rows import open_rows
-from training.model.backbone import load_weights
 from training.model.lora import RowDropout, add_lora, seed_rows
 from training.model.network import build_networks
+from training.model.weights import load_weights
 from training.objective.distill import distill, supervise
 
 

@@ -10,6 +10,8 @@
 A record's name says what the shard was made from (`source`), how long its tar is, and how its sum begins, so that a listing alone tells
 what is missing, what is stale, and whether the index is of these bytes: a network's output made again elsewhere can differ.
 Equal rows give equal bytes, down to the index. Everything that is not a tar carries its own checksum.
+
+Long because what a commit record says, how it is written and how it is read back must change together.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 A row holds its key, its shard, where it begins there, its layout (which members, in which order), and their sizes and checksums; offsets
 follow from the sizes. The file is named by its content, so every version is kept and can be pinned, and checked when it is opened. Of an
 index on remote storage a node keeps one copy, which all its processes map.
+
+Long because the file's layout is written and read here, and nowhere else.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ line that names the URL and the remedy.
 
     write_bytes("s3://bucket/set/a.json", b"{}")
     read_bytes("s3://bucket/set/a.json")
+
+Long because each call stands here once for local disks, S3 and other stores, which must behave alike.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ def measure(way: str, height: int, width: int, device: str, runs: int, pairs: in
     """Best of `runs`; the first call on a CUDA device is not counted."""
     sys.path.insert(0, str(REPOSITORY))
     import torch
-
-    from pipeline.reconstruct.mvsplat.checkpoint import load_encoder
     from tests.pipeline.mvsplat_plain import plain
+
+    from training.reconstruct.mvsplat.checkpoint import load_encoder
 
     encoder = load_encoder("rule", device)
     torch.manual_seed(0)

@@ -29,7 +29,8 @@ sys.path.insert(0, str(REPOSITORY))
 from storage.domain import Camera  # noqa: E402
 from storage.records.operators import decode_operator, encode_operator  # noqa: E402
 from training.splat import (  # noqa: E402
-    TokenLift,
+    Lift,
+    Splats,
     apply_operators,
     build_token_operator,
     collate_operators,
@@ -134,21 +135,26 @@ def measure(ways: dict[str, tuple[Callable[[], Any], int]], rounds: int, device:
 def run(device: str, rounds: int, seed: int) -> dict[str, Any]:
     scene = make_scene(seed, device)
     splat = {name: scene[name] for name in ("means", "quats", "scales", "opacities")}
+    splats = Splats(**splat)
     camera = {"viewmats": scene["viewmat"][None], "Ks": scene["K"][None], "width": WIDTH, "height": HEIGHT}
     target = {name: scene[name] for name in ("target_mask", "viewmat", "K")}
-    lift = TokenLift.from_masks(scene["context_masks"], GRID)
+    lift = Lift.from_masks(scene["context_masks"], GRID)
     generator = torch.Generator().manual_seed(seed)
     tokens = {c: torch.randn(1, lift.tokens, c, generator=generator).to(device) for c in CHANNELS}
     colors = {c: torch.randn(len(scene["means"]), c, generator=generator).to(device) for c in (3, *CHANNELS)}
 
     def build(with_blend: bool = True):
-        return build_token_operator(**splat, **target, lift=lift, grid=GRID, with_blend=with_blend)
+        return build_token_operator(splats, **target, lift=lift, grid=GRID, with_blend=with_blend)
+
+    def whole_way(c: int) -> torch.Tensor:
+        lift = Lift.from_masks(scene["context_masks"], GRID)
+        return render_token_targets(splats, **target, lift=lift, tokens=tokens[c].view(2, *GRID, c)).features
 
     operator = build()
     records = {dtype: encode_operator(operator, dtype) for dtype in ("f16", "u8")}
     batch = collate_operators([operator]).to(device)
     ways: dict[str, tuple[Callable[[], Any], int]] = {
-        "lift, once per pair": (lambda: TokenLift.from_masks(scene["context_masks"], GRID), 1),
+        "lift, once per pair": (lambda: Lift.from_masks(scene["context_masks"], GRID), 1),
         "3-channel splat": (lambda: rasterize(**splat, **camera, colors=colors[3]), 1),
         "build": (build, 1),
         "build, no blending": (lambda: build(with_blend=False), 1),
@@ -156,7 +162,7 @@ def run(device: str, rounds: int, seed: int) -> dict[str, Any]:
     }
     for c in CHANNELS:
         ways[f"{c}-channel splat"] = (lambda c=c: rasterize(**splat, **camera, colors=colors[c]), 1)
-        ways[f"whole way, C={c}"] = (lambda c=c: render_token_targets(**scene, tokens=tokens[c].view(2, *GRID, c)), 1)
+        ways[f"whole way, C={c}"] = (lambda c=c: whole_way(c), 1)
         ways[f"built and applied, C={c}"] = (lambda c=c: apply_operators(collate_operators([build()]).to(device), tokens[c]), 1)
         ways[f"cached apply, C={c}"] = (lambda c=c: apply_operators(batch, tokens[c]), 30)
     times = measure(ways, rounds, device)
@@ -166,12 +172,12 @@ def run(device: str, rounds: int, seed: int) -> dict[str, Any]:
 
     clock = "cpu_s" if device == "cpu" else "wall_s"
     seconds = {name: time_[clock] for name, time_ in times.items()}
-    oracle = {c: render_token_targets(**scene, tokens=tokens[c].view(2, *GRID, c)).features.flatten(0, 1) for c in CHANNELS}
+    whole = {c: whole_way(c).flatten(0, 1) for c in CHANNELS}
     exact = {c: apply_operators(batch, tokens[c])[0] for c in CHANNELS}
-    errors = {f"operator against the whole way, C={c}": _relative(exact[c], oracle[c]) for c in CHANNELS}
+    errors = {f"operator against the whole way, C={c}": _relative(exact[c], whole[c]) for c in CHANNELS}
     for dtype, record in records.items():
         decoded = collate_operators([decode_operator(record)]).to(device)
-        errors[f"{dtype} against the whole way, C=384"] = _relative(apply_operators(decoded, tokens[384])[0], oracle[384])
+        errors[f"{dtype} against the whole way, C=384"] = _relative(apply_operators(decoded, tokens[384])[0], whole[384])
     ratios = {"build / 3-channel splat": seconds["build"] / seconds["3-channel splat"]}
     for c in CHANNELS:
         apply = seconds[f"cached apply, C={c}"]

@@ -30,7 +30,7 @@ from storage.records.operators import decode_operator, operator_source
 from storage.table import Table
 from tests.datasets import Scene, write_dataset
 from tests.stubs import FFGS_INSTALLED
-from training.splat import apply_operators, collate_operators, render_token_targets
+from training.splat import Splats, apply_operators, collate_operators, render_token_targets
 from training.splat.window import window_lift
 
 import ffgs  # isort: skip  (its stand-in is on the path by then)
@@ -188,10 +188,9 @@ def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], sav
     assert operator.options["lift"] == "transposed_weights"
     tokens = torch.randn(2 * 1 * 2, 5, generator=torch.Generator().manual_seed(0))
     applied = apply_operators(collate_operators([operator]), tokens[None])[0]
-    parts = {name: torch.from_numpy(getattr(got, name)) for name in ("means", "quats", "scales", "opacities")}
     camera = views[1].camera
     live = render_token_targets(
-        **parts, tokens=tokens.view(2, 1, 2, 5), lift=window_lift(got, views, (1, 2)),
+        Splats.from_record(got), tokens=tokens.view(2, 1, 2, 5), lift=window_lift(got, views, (1, 2)),
         target_mask=torch.from_numpy(views[1].labels.astype(int)), viewmat=torch.from_numpy(camera.w2c).float(),
         K=torch.from_numpy(camera.K).float(),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from storage.location import NotFound, StorageError, join
 from storage.plan import FramesPlan, FramesShard
 from storage.provenance import Provenance
 from storage.table import Table
-from storage.verify import Verification
+from storage.verification import Verification
 from tests.conftest import command, hashes
 from tests.storage import small
 

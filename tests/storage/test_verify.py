@@ -1,5 +1,6 @@
 """Verification: every flipped bit is found and named, what is moved is what was broken, and a build brings exactly that back."""
 
+import hashlib
 import json
 import random
 import re
@@ -14,13 +15,13 @@ import pytest
 
 from configs.schema import VerifyConfig
 from storage import codec, location, verify
-from storage.column import Column, ShardPlan
+from storage.column import Column, ShardPlan, index_rows
 from storage.location import StorageError, join
 from storage.plan import FramesPlan
 from storage.provenance import Provenance
 from storage.records.operators import encode_operator, operator_member
 from storage.table import Table
-from storage.verify import Verification
+from storage.verification import Verification
 from tests.conftest import command, hashes
 from tests.storage import small
 
@@ -186,7 +187,7 @@ def test_no_bytes_raise_anything_but_findings(made: str, tmp_path: Path, mangle:
 
 def renamed(dataset: str, folder: str, data: bytes) -> None:
     """Makes any bytes the current index, under their right name and sum."""
-    sha256 = verify.hashlib.sha256(data).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()
     Path(dataset, folder, f"index-{sha256[:16]}.arrow").write_bytes(data)
     current = codec.unseal(Path(dataset, folder, "current.json").read_bytes())
     Path(dataset, folder, "current.json").write_bytes(codec.seal({**current, "index": sha256}))
@@ -255,7 +256,7 @@ def test_an_index_that_is_not_of_its_records_is_found(dataset: str) -> None:
     column = Column(dataset, "masks")
     index = Table.open(dataset, ["masks"]).by_kind["masks"]
     records = column.records(column.listing())
-    rows = verify.index_rows(records)
+    rows = index_rows(records)
     rows.offset = rows.offset + 512
     column.publish_index(rows, index.metadata, codec.unseal(Path(dataset, "masks/current.json").read_bytes())["records"])
     (finding,) = Verification(dataset, decode=False).run()

@@ -1,4 +1,4 @@
-"""The lift from tokens to pixels: goldens, a plain twin, and the properties that follow from its definition."""
+"""The lift from tokens to pixels: goldens, a plain reference, and the properties that follow from its definition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.splat import TokenLift
+from training.splat import Lift
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "snd"
 
@@ -36,7 +36,7 @@ def centre(token: int, pixels: int, tokens: int, upsample_grid: str) -> int:
     return round(Fraction((2 * token + 1) * pixels, 2 * tokens) - Fraction(1, 2))
 
 
-def twin_lift(masks: np.ndarray, grid: tuple[int, int], no_neighbour: str, upsample_grid: str) -> np.ndarray:
+def reference_lift(masks: np.ndarray, grid: tuple[int, int], no_neighbour: str, upsample_grid: str) -> np.ndarray:
     """The lift as a dense matrix [V*H*W, V*h*w], pixel by pixel."""
     _, height, width = masks.shape
     h, w = grid
@@ -56,7 +56,7 @@ def twin_lift(masks: np.ndarray, grid: tuple[int, int], no_neighbour: str, upsam
     return matrix
 
 
-def dense(lift: TokenLift) -> np.ndarray:
+def dense(lift: Lift) -> np.ndarray:
     return lift.apply(torch.eye(lift.tokens, dtype=torch.float64)).numpy()
 
 
@@ -65,7 +65,7 @@ def test_matches_golden(case: str) -> None:
     golden = np.load(GOLDEN / f"{case}.npz")
     tokens = torch.from_numpy(golden["feats_lr"])
     masks = torch.from_numpy(golden["mask_hr"])[None]
-    lifted = TokenLift.from_masks(masks, tuple(tokens.shape[1:])).apply(tokens.flatten(1).T.contiguous())
+    lifted = Lift.from_masks(masks, tuple(tokens.shape[1:])).apply(tokens.flatten(1).T.contiguous())
     image = lifted.T.reshape(golden["out_hr"].shape).numpy()
     np.testing.assert_allclose(image, golden["out_hr"], atol=1e-6, rtol=0)
     assert (image == 0).all(axis=0).sum() == golden["n_all_zero_pixels"]
@@ -86,10 +86,10 @@ def label_maps(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int]]:
 
 @settings(max_examples=80, deadline=None)
 @given(label_maps(), st.sampled_from(["zero", "plain_bilinear", "nearest_same_label"]), st.sampled_from(["align_corners", "half_pixel"]))
-def test_equals_twin(scene: tuple[np.ndarray, tuple[int, int]], no_neighbour: str, upsample_grid: str) -> None:
+def test_equals_the_reference(scene: tuple[np.ndarray, tuple[int, int]], no_neighbour: str, upsample_grid: str) -> None:
     masks, grid = scene
-    lift = TokenLift.from_masks(torch.from_numpy(masks), grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
-    np.testing.assert_allclose(dense(lift), twin_lift(masks, grid, no_neighbour, upsample_grid), atol=2e-6)
+    lift = Lift.from_masks(torch.from_numpy(masks), grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
+    np.testing.assert_allclose(dense(lift), reference_lift(masks, grid, no_neighbour, upsample_grid), atol=2e-6)
 
 
 @pytest.mark.parametrize(("pixels", "tokens"), [(308, 22), (576, 41), (15, 15), (9, 1), (1, 1)])
@@ -104,26 +104,27 @@ def test_positions(pixels: int, tokens: int) -> None:
 @given(label_maps(), st.sampled_from(["zero", "plain_bilinear", "nearest_same_label"]), st.sampled_from(["align_corners", "half_pixel"]))
 def test_rows_are_convex_or_zero(scene: tuple[np.ndarray, tuple[int, int]], no_neighbour: str, upsample_grid: str) -> None:
     masks, grid = scene
-    lift = TokenLift.from_masks(torch.from_numpy(masks), grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
-    sums = lift.weights.sum(dim=1)
+    lift = Lift.from_masks(torch.from_numpy(masks), grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
+    indices, weights = lift.indices.view(-1, 4), lift.weights.view(-1, 4)  # four entries per pixel
+    sums = weights.sum(dim=1)
     assert (lift.weights >= 0).all()
     assert lift.indices.dtype == torch.int32
     assert lift.weights.dtype == torch.float32
     assert (((sums - 1).abs() < 1e-6) | ((sums == 0) & (no_neighbour == "zero"))).all()
     view = torch.arange(len(masks)).repeat_interleave(masks[0].size)
-    assert (lift.indices // (grid[0] * grid[1]) == view[:, None]).all()  # never a token of another view
+    assert (indices // (grid[0] * grid[1]) == view[:, None]).all()  # never a token of another view
     if no_neighbour == "zero":  # never a token of another label
         (_, height, width), (h, w) = masks.shape, grid
         sampled_rows = [centre(i, height, h, upsample_grid) for i in range(h)]
         sampled_columns = [centre(j, width, w, upsample_grid) for j in range(w)]
         labels = masks[:, sampled_rows][:, :, sampled_columns].ravel()
-        assert (labels[lift.indices.numpy()] == masks.ravel()[:, None])[lift.weights.numpy() > 0].all()
+        assert (labels[indices.numpy()] == masks.ravel()[:, None])[weights.numpy() > 0].all()
 
 
 def test_one_label_is_plain_upsampling() -> None:
     tokens = torch.randn(1, 7, 5, 9)
     for name, align in (("align_corners", True), ("half_pixel", False)):
-        lift = TokenLift.from_masks(torch.zeros(1, 61, 83, dtype=torch.uint8), (5, 9), upsample_grid=name)
+        lift = Lift.from_masks(torch.zeros(1, 61, 83, dtype=torch.uint8), (5, 9), upsample_grid=name)
         image = lift.apply(tokens[0].flatten(1).T.contiguous()).T.reshape(1, 7, 61, 83)
         expected = torch.nn.functional.interpolate(tokens, (61, 83), mode="bilinear", align_corners=align)
         torch.testing.assert_close(image, expected, atol=3e-6, rtol=0)
@@ -133,8 +134,8 @@ def test_label_rows_round_halves_to_even() -> None:
     """576 rows to 41 tokens: positions k * 14.375, of which every eighth from k = 4 ends in .5."""
     masks = torch.zeros(1, 576, 1, dtype=torch.int32)
     masks[0, :, 0] = torch.arange(576)  # every row its own label, so only the pixels that a token samples get anything
-    lift = TokenLift.from_masks(masks, (41, 1))
-    sampled = lift.weights.sum(dim=1).nonzero()[:, 0].tolist()
+    lift = Lift.from_masks(masks, (41, 1))
+    sampled = lift.weights.view(-1, 4).sum(dim=1).nonzero()[:, 0].tolist()
     assert set(sampled) <= {round(k * 14.375) for k in range(41)}
     assert {round(k * 14.375) for k in (12, 20, 28)} <= set(sampled)
     assert 57 not in sampled
@@ -145,7 +146,7 @@ def test_one_pixel_masks() -> None:
     masks[0, 5, 6], masks[0, 0, 0] = 1, 2  # between the tokens; on the corner token
     tokens = torch.randn(4, 3)
     zero, nearest, plain = (
-        TokenLift.from_masks(masks, (2, 2), no_neighbour=rule).apply(tokens).view(28, 28, 3)
+        Lift.from_masks(masks, (2, 2), no_neighbour=rule).apply(tokens).view(28, 28, 3)
         for rule in ("zero", "nearest_same_label", "plain_bilinear")
     )
     assert not zero[5, 6].any()
@@ -160,7 +161,7 @@ def test_nearest_same_label_reaches_across() -> None:
     masks = torch.zeros(1, 40, 40, dtype=torch.int64)
     masks[0, :, 0] = 7  # carried by the tokens of the first column
     masks[0, 30, 20] = 7  # far from them
-    lift = TokenLift.from_masks(masks, (5, 5), no_neighbour="nearest_same_label")
+    lift = Lift.from_masks(masks, (5, 5), no_neighbour="nearest_same_label")
     tokens = torch.arange(25.0)[:, None]
     rows = torch.tensor([0, 10, 20, 29, 39])
     assert lift.apply(tokens).view(40, 40)[30, 20] == 5 * int((rows - 30).abs().argmin())
@@ -171,20 +172,20 @@ def test_many_masks_of_any_integer_type(dtype: torch.dtype) -> None:
     limit = min(torch.iinfo(dtype).max, 2**40)
     labels = torch.randperm(250) + limit - 249
     masks = labels[torch.randint(250, (2, 10, 14))].repeat_interleave(7, 1).repeat_interleave(7, 2)
-    reference = TokenLift.from_masks(masks, (5, 7), no_neighbour="nearest_same_label")
-    lift = TokenLift.from_masks(masks.to(dtype), (5, 7), no_neighbour="nearest_same_label")
+    reference = Lift.from_masks(masks, (5, 7), no_neighbour="nearest_same_label")
+    lift = Lift.from_masks(masks.to(dtype), (5, 7), no_neighbour="nearest_same_label")
     assert torch.equal(lift.weights, reference.weights)
     assert torch.equal(lift.indices, reference.indices)
 
 
 def test_order_is_view_row_column() -> None:
-    lift = TokenLift.from_masks(torch.zeros(2, 3, 4, dtype=torch.int32), (3, 4))  # a token per pixel
+    lift = Lift.from_masks(torch.zeros(2, 3, 4, dtype=torch.int32), (3, 4))  # a token per pixel
     tokens = torch.randn(24, 5)
     assert torch.equal(lift.apply(tokens), tokens)
 
 
 def test_apply_keeps_the_dtype() -> None:
-    lift = TokenLift.from_masks(torch.zeros(1, 9, 9, dtype=torch.int32), (3, 3))
+    lift = Lift.from_masks(torch.zeros(1, 9, 9, dtype=torch.int32), (3, 3))
     tokens = torch.randn(9, 4)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         lifted = lift.apply(tokens.to(dtype))
@@ -193,7 +194,7 @@ def test_apply_keeps_the_dtype() -> None:
 
 
 def test_apply_is_differentiable() -> None:
-    lift = TokenLift.from_masks(torch.zeros(1, 9, 9, dtype=torch.int32), (3, 3))
+    lift = Lift.from_masks(torch.zeros(1, 9, 9, dtype=torch.int32), (3, 3))
     tokens = torch.randn(9, 4, requires_grad=True)
     lift.apply(tokens).sum().backward()
     torch.testing.assert_close(tokens.grad.sum(), torch.tensor(81.0 * 4))
@@ -215,11 +216,11 @@ def test_apply_is_differentiable() -> None:
 )
 def test_bad_masks(match: str, masks: torch.Tensor, grid: tuple, options: dict) -> None:
     with pytest.raises(ValueError, match=match):
-        TokenLift.from_masks(masks, grid, **options)
+        Lift.from_masks(masks, grid, **options)
 
 
 @pytest.mark.parametrize("tokens", [torch.zeros(8, 2), torch.zeros(9), torch.zeros(9, 2, dtype=torch.int64)])
 def test_bad_tokens(tokens: torch.Tensor) -> None:
-    lift = TokenLift.from_masks(torch.zeros(1, 9, 9, dtype=torch.int32), (3, 3))
+    lift = Lift.from_masks(torch.zeros(1, 9, 9, dtype=torch.int32), (3, 3))
     with pytest.raises(ValueError, match="tokens"):
         lift.apply(tokens)

@@ -13,25 +13,23 @@ from hypothesis import strategies as st
 
 from storage import codec
 from storage.records.operators import MAX_TOKENS, SparseRows, TokenOperator, bilinear_taps, content_hash, decode_operator, encode_operator
+from tests.training.splat_cases import build, splats_of, targets
+from tests.training.splat_reference import Projection, composite_reference, project_reference
 from tests.training.test_targets import scene as wavy_wall
 from training.splat import (
-    SparseLift,
-    TokenLift,
+    Lift,
+    Views,
     apply_operators,
-    build_token_operator,
     collate_operators,
     downsample,
     flip_operator,
     gaussian_covariances,
-    render_token_targets,
     select_tokens,
-    token_validity,
 )
-from training.splat.operator import sample_target
-from training.splat.operator_cuda import matrices_by_cotangents, tokens_apart
-from training.splat.twin import Projection, composite_twin, project_twin
+from training.splat.cuda.operator import matrices_by_cotangents, tokens_apart
+from training.splat.sampling import sample_target
 
-GEOMETRY = ("means", "quats", "scales", "opacities")
+PARTS = ("means", "quats", "scales", "opacities")
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +63,9 @@ def scenes(draw: st.DrawFn, whole_patches: bool = False) -> dict:
     masks = label_map(rng, (views, *context), draw(st.sampled_from(["blocks", "strewn", "pixels"])))
     rule = {"no_neighbour": draw(st.sampled_from(["zero", "plain_bilinear", "nearest_same_label"]))}
     rule["upsample_grid"] = draw(st.sampled_from(["align_corners", "half_pixel"]))
-    lift = TokenLift.from_masks(torch.from_numpy(masks), token_grid, **rule)
+    lift = Lift.from_masks(torch.from_numpy(masks), token_grid, **rule)
     if draw(st.integers(0, 9)) == 0:
-        lift = replace(lift, indices=lift.indices[:0], weights=lift.weights[:0])
+        lift = some_rows(lift, torch.arange(0))
     n = lift.gaussians
     opacities = np.clip(rng.uniform(-0.2, 1.2, n), 0, 1)
     if draw(st.booleans()):
@@ -101,11 +99,17 @@ def assert_same_targets(actual: torch.Tensor, expected: torch.Tensor, tolerance:
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+def some_rows(lift: Lift, rows: torch.Tensor) -> Lift:
+    """The lift of some of the pixels; each has four entries."""
+    entries = (lift.indices.view(-1, 4)[rows].flatten(), lift.weights.view(-1, 4)[rows].flatten())
+    return Lift(torch.arange(0, 4 * len(rows) + 1, 4, dtype=torch.int32, device=rows.device), *entries, lift.grid, lift.options)
+
+
 def small_case(seed: int = 0, **changes) -> dict:
     """A wavy wall that two views see: what `build_token_operator` takes."""
     given_ = wavy_wall(seed, dtype=torch.float32)
-    lift = TokenLift.from_masks(given_["context_masks"], (3, 4))
-    return {name: given_[name] for name in (*GEOMETRY, "target_mask", "viewmat", "K")} | {"lift": lift, "grid": (3, 4)} | changes
+    lift = Lift.from_masks(given_["context_masks"], (3, 4))
+    return {name: given_[name] for name in (*PARTS, "target_mask", "viewmat", "K")} | {"lift": lift, "grid": (3, 4)} | changes
 
 
 # ---- the way it replaces
@@ -113,15 +117,15 @@ def small_case(seed: int = 0, **changes) -> dict:
 
 def check_against_the_whole_way(scene: dict, blend: float, dtype: torch.dtype) -> None:
     """The operator in float32 against `render_token_targets` in `dtype`, for three seeds of tokens; and what holds of any operator."""
-    operator = build_token_operator(**scene)
+    operator = build(**scene)
     inputs = {
         name: value.to(dtype) if isinstance(value, torch.Tensor) and name != "target_mask" else value for name, value in scene.items()
     }
     for seed in range(3):
         tokens = torch.randn(scene["lift"].tokens, 7, generator=torch.Generator().manual_seed(seed))
-        oracle = render_token_targets(**inputs, tokens=tokens.view(*scene["lift"].grid, 7), blend=blend)
-        assert_same_targets(applied(operator, tokens, blend), oracle.features.flatten(0, 1).float())
-    np.testing.assert_allclose(operator.alpha, oracle.alpha.flatten(), atol=1e-6)
+        whole = targets(**inputs, tokens=tokens.view(*scene["lift"].grid, 7), blend=blend)
+        assert_same_targets(applied(operator, tokens, blend), whole.features.flatten(0, 1).float())
+    np.testing.assert_allclose(operator.alpha, whole.alpha.flatten(), atol=1e-6)
     assert operator.alpha.min() >= 0
     assert operator.alpha.max() <= 1
     assert (operator.coverage <= operator.alpha + 1e-6).all()
@@ -146,7 +150,7 @@ def test_equals_the_whole_way_in_float32(scene: dict, blend: float) -> None:
 @given(scenes())
 def test_without_blending_only_the_masks_are_missing(scene: dict) -> None:
     """Then only the pixels that are read are composited: in other boxes, to the same bits."""
-    operator, bare = build_token_operator(**scene), build_token_operator(**scene, with_blend=False)
+    operator, bare = build(**scene), build(**scene, with_blend=False)
     for name in ("offsets", "columns", "values"):
         np.testing.assert_array_equal(getattr(bare.S, name), getattr(operator.S, name))
     np.testing.assert_array_equal(bare.alpha, operator.alpha)
@@ -161,10 +165,10 @@ def test_many_masks_and_a_grid_that_does_not_divide() -> None:
     rng = np.random.default_rng(1)
     target = torch.from_numpy(rng.permutation(21 * 28).reshape(21, 28) % 250)
     case = small_case(target_mask=target, grid=(8, 11))
-    operator = build_token_operator(**case)
+    operator = build(**case)
     assert len(operator.R) > 200
     tokens = torch.randn(24, 5)
-    assert_same_targets(applied(operator, tokens), render_token_targets(**case, tokens=tokens.view(2, 3, 4, 5)).features.flatten(0, 1))
+    assert_same_targets(applied(operator, tokens), targets(**case, tokens=tokens.view(2, 3, 4, 5)).features.flatten(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_only_masks_that_tokens_meet_have_rows() -> None:
 
 
 def test_linear_and_of_any_dtype() -> None:
-    operator = build_token_operator(**small_case())
+    operator = build(**small_case())
     a, b = torch.randn(2, 24, 5)
     torch.testing.assert_close(applied(operator, 2 * a - 3 * b), 2 * applied(operator, a) - 3 * applied(operator, b), atol=1e-5, rtol=0)
     half = applied(operator, a.bfloat16())
@@ -204,7 +208,7 @@ def test_threads_change_no_bit() -> None:
     operators = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        operators.append(encode_operator(build_token_operator(**small_case(2))))
+        operators.append(encode_operator(build(**small_case(2))))
     assert operators[0] == operators[1] == operators[2]
 
 
@@ -223,17 +227,17 @@ def test_flip_is_the_operator_of_the_mirrored_world() -> None:
     order = torch.arange(2 * 21 * 29).view(2, 21, 29)
     for context, target in ((True, True), (True, False)):
         flipped = order.flip(2).flatten() if context else order.flatten()
-        lift = TokenLift.from_masks(masks.flip(2) if context else masks, (3, 5), **rule)
+        lift = Lift.from_masks(masks.flip(2) if context else masks, (3, 5), **rule)
         world, camera, intrinsics = (
             (mirror, pose @ given_["viewmat"] @ pose, K) if target else (torch.eye(3), given_["viewmat"], given_["K"])
         )
-        original = build_token_operator(
-            **{name: given_[name] for name in (*GEOMETRY, "target_mask", "viewmat", "K")},
-            lift=TokenLift.from_masks(masks, (3, 5), **rule),
+        original = build(
+            **{name: given_[name] for name in (*PARTS, "target_mask", "viewmat", "K")},
+            lift=Lift.from_masks(masks, (3, 5), **rule),
             grid=(4, 6),
         )
-        mirrored = build_token_operator(
-            given_["means"][flipped] @ world,
+        mirrored = build(
+            means=given_["means"][flipped] @ world,
             covars=world @ covars[flipped] @ world,
             opacities=given_["opacities"][flipped],
             lift=lift,
@@ -250,7 +254,7 @@ def test_flip_is_the_operator_of_the_mirrored_world() -> None:
 
 
 def test_flips_permute_tokens() -> None:
-    operator = build_token_operator(**small_case(4))
+    operator = build(**small_case(4))
     tokens = torch.randn(24, 5)
     image = tokens.view(2, 3, 4, 5)
     torch.testing.assert_close(applied(flip_operator(operator, target=False), image.flip(2).flatten(0, 2)), applied(operator, tokens))
@@ -259,7 +263,7 @@ def test_flips_permute_tokens() -> None:
 
 
 def test_selected_tokens() -> None:
-    operator = build_token_operator(**small_case(5, grid=(5, 7)))
+    operator = build(**small_case(5, grid=(5, 7)))
     tokens = torch.randn(24, 5)
     whole = applied(operator, tokens)
     for rows in (np.array([7, 3, 30]), np.arange(35) % 3 == 0, np.array([], np.int64)):
@@ -272,36 +276,32 @@ def test_selected_tokens() -> None:
 
 
 def test_collated_operators_do_not_mix() -> None:
-    operators = [build_token_operator(**small_case(seed)) for seed in range(3)]
+    operators = [build(**small_case(seed)) for seed in range(3)]
     tokens = torch.randn(3, 24, 6)
     batch = collate_operators(operators)
     together = apply_operators(batch, tokens, 0.3)
     for b, operator in enumerate(operators):
         torch.testing.assert_close(together[b], applied(operator, tokens[b], 0.3), atol=1e-6, rtol=0)
         np.testing.assert_array_equal(batch.coverage[b], operator.coverage)
-    assert torch.equal(token_validity(batch), batch.coverage > 0.5)
     assert torch.equal(apply_operators(batch.to("cpu"), tokens, 0.3), together)
 
 
-def test_validity() -> None:
+def test_coverage_counts_only_what_carries_a_feature() -> None:
     case = small_case()
     case["opacities"] = case["opacities"] * (case["means"][:, 0] < 0)  # nothing on the right
     case["lift"] = replace(case["lift"], weights=torch.zeros_like(case["lift"].weights))  # no Gaussian carries a feature
-    operator = build_token_operator(**case)
-    assert not token_validity(operator).any()
-    seen = token_validity(operator, "alpha").reshape(3, 4)
-    assert seen[:, 0].all()
-    assert not seen[:, 3].any()
-    assert token_validity(operator, "alpha", threshold=1.0).sum() == 0
-    with pytest.raises(ValueError, match="rule"):
-        token_validity(operator, "colour")
+    operator = build(**case)
+    assert not operator.coverage.any()
+    alpha = operator.alpha.reshape(3, 4)
+    assert (alpha[:, 0] > 0.5).all()
+    assert (alpha[:, 3] < 0.5).all()
 
 
 # ---- the record
 
 
 def test_record_keeps_everything_but_digits() -> None:
-    operator = build_token_operator(**small_case(6, grid=(7, 9)), source_hash="abc")
+    operator = build(**small_case(6, grid=(7, 9)), source_hash="abc")
     tokens = torch.randn(24, 8)
     exact = applied(operator, tokens)
     for dtype, tolerance in (("f16", 5e-4), ("u8", 5e-3)):
@@ -325,7 +325,7 @@ def test_record_keeps_everything_but_digits() -> None:
 @settings(max_examples=25, deadline=None)
 @given(scenes(), st.booleans(), st.sampled_from(["f16", "u8"]))
 def test_any_operator_can_be_stored(scene: dict, with_blend: bool, dtype: str) -> None:
-    operator = build_token_operator(**scene, with_blend=with_blend)
+    operator = build(**scene, with_blend=with_blend)
     stored = decode_operator(encode_operator(operator, dtype))
     for ours, exact in ((stored.S, operator.S), (stored.R, operator.R)):
         ours_dense, exact_dense = ours.dense(operator.n_context), exact.dense(operator.n_context)
@@ -335,7 +335,7 @@ def test_any_operator_can_be_stored(scene: dict, with_blend: bool, dtype: str) -
 
 
 def test_stale_records_are_refused_by_name() -> None:
-    operator = build_token_operator(**small_case(), source_hash="abc")
+    operator = build(**small_case(), source_hash="abc")
     members = encode_operator(operator)
     with pytest.raises(ValueError, match=r"source hash 'abc', expected 'xyz'.*build the operators again"):
         decode_operator(members, expect_hash="xyz")
@@ -372,7 +372,7 @@ def test_content_hash_sees_every_part() -> None:
         ("viewmats", {"viewmat": torch.full((4, 4), torch.inf)}),
         ("Ks", {"K": torch.zeros(3, 3)}),
         ("quats", {"quats": torch.zeros(1176, 4)}),
-        ("lift", {"lift": TokenLift.from_masks(torch.zeros(1, 21, 28, dtype=torch.int32), (3, 4))}),
+        ("lift", {"lift": Lift.from_masks(torch.zeros(1, 21, 28, dtype=torch.int32), (3, 4))}),
         ("target_mask", {"target_mask": torch.zeros(21, 28)}),
         ("target_mask", {"target_mask": torch.zeros(1, 21, 28, dtype=torch.int32)}),
         ("grid", {"grid": (22, 4)}),
@@ -385,13 +385,13 @@ def test_content_hash_sees_every_part() -> None:
 )
 def test_bad_scenes_are_refused_by_name(match: str, change: dict) -> None:
     with pytest.raises(ValueError, match=match):
-        build_token_operator(**small_case() | change)
+        build(**small_case() | change)
 
 
 def test_too_many_context_tokens() -> None:
     case = small_case()
     with pytest.raises(ValueError, match="65535"):
-        build_token_operator(**case | {"lift": replace(case["lift"], grid=(1, 256, 256))})
+        build(**case | {"lift": replace(case["lift"], grid=(1, 256, 256))})
     empty = SparseRows(np.zeros(2, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
     no_masks = SparseRows(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
     fields = {"tap_mask": np.zeros((1, 0), np.int32), "alpha": np.zeros(1, np.float32), "rows": np.zeros(1, np.int32)}
@@ -411,14 +411,14 @@ def test_too_many_context_tokens() -> None:
     ],
 )
 def test_apply_refuses(match: str, tokens: torch.Tensor, blend: float) -> None:
-    batch = collate_operators([build_token_operator(**small_case())])
+    batch = collate_operators([build(**small_case())])
     with pytest.raises(ValueError, match=match):
         apply_operators(batch, tokens, blend)
 
 
 def test_collate_refuses_what_does_not_fit() -> None:
-    operator, other = build_token_operator(**small_case()), build_token_operator(**small_case(grid=(2, 4)))
-    for batch in ([], [operator, other], [operator, build_token_operator(**small_case(), with_blend=False)]):
+    operator, other = build(**small_case()), build(**small_case(grid=(2, 4)))
+    for batch in ([], [operator, other], [operator, build(**small_case(), with_blend=False)]):
         with pytest.raises(ValueError, match="operators"):
             collate_operators(batch)
 
@@ -426,34 +426,34 @@ def test_collate_refuses_what_does_not_fit() -> None:
 # ---- lifting by transposed weights
 
 
-def twin_view(scene: dict, viewmat: torch.Tensor, K: torch.Tensor, width: int, height: int) -> tuple[Projection, np.ndarray]:
+def reference_view(scene: dict, viewmat: torch.Tensor, K: torch.Tensor, width: int, height: int) -> tuple[Projection, np.ndarray]:
     """The projection, and the weights [pixels,N] of every Gaussian in every pixel, float64."""
     covars = gaussian_covariances(scene["quats"].double(), scene["scales"].double()).numpy()
-    projection = project_twin(scene["means"], covars, scene["opacities"], viewmat, K, width, height)
+    projection = project_reference(scene["means"], covars, scene["opacities"], viewmat, K, width, height)
     n = len(scene["means"])
-    return projection, composite_twin(projection, np.eye(n), width, height).features.reshape(-1, n)
+    return projection, composite_reference(projection, np.eye(n), width, height).features.reshape(-1, n)
 
 
 @pytest.mark.parametrize("all_valid", [True, False])
 def test_transposed_weights_equal_a_dense_reference(all_valid: bool) -> None:
     given_ = wavy_wall(7, dtype=torch.float32)
     some = torch.randperm(1176)[:300]  # of no pixel any more
-    geometry = {name: given_[name][some] for name in GEOMETRY}
+    geometry = {name: given_[name][some] for name in PARTS}
     geometry["means"][:20, 2] = -1.0  # seen by nobody
     masks, viewmats = given_["context_masks"], torch.eye(4).repeat(2, 1, 1)
     viewmats[1, 0, 3] = -0.1
     Ks = given_["K"].repeat(2, 1, 1)
     valid = torch.rand(masks.shape) < 0.7 if not all_valid else torch.ones(masks.shape, dtype=torch.bool)
     context: dict = {"context_masks": masks, "context_valid": None if all_valid else valid, "grid": (3, 4)}
-    lifts = []
+    lifts, splats = [], splats_of(geometry)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        lifts.append(SparseLift.from_transposed_weights(**geometry, **context, viewmats=viewmats, Ks=Ks))
+        lifts.append(Lift.from_visibility(splats, Views(viewmats, Ks, 28, 21), **context))
     lift = lifts[0]
-    assert all(torch.equal(a, b) for a, b in zip(lift.rows(), lifts[1].rows(), strict=True))
+    assert all(torch.equal(getattr(lift, name), getattr(lifts[1], name)) for name in ("offsets", "indices", "weights"))
 
-    upsampled = TokenLift.from_masks(masks, (3, 4)).apply(torch.eye(24, dtype=torch.float64)).numpy()
-    weights = np.concatenate([twin_view(geometry, viewmats[v], Ks[v], 28, 21)[1] for v in range(2)])
+    upsampled = Lift.from_masks(masks, (3, 4)).apply(torch.eye(24, dtype=torch.float64)).numpy()
+    weights = np.concatenate([reference_view(geometry, viewmats[v], Ks[v], 28, 21)[1] for v in range(2)])
     weights *= valid.numpy().reshape(-1, 1)
     total = weights.sum(axis=0)
     expected = (weights.T @ upsampled) / np.where(total > 0, total, 1)[:, None]
@@ -463,14 +463,35 @@ def test_transposed_weights_equal_a_dense_reference(all_valid: bool) -> None:
 
     case = geometry | {name: given_[name] for name in ("target_mask", "viewmat", "K")} | {"lift": lift, "grid": (3, 4)}
     tokens = torch.randn(24, 5)
-    targets = render_token_targets(**case, tokens=tokens.view(2, 3, 4, 5)).features.flatten(0, 1)
-    assert_same_targets(applied(build_token_operator(**case), tokens), targets)
+    expected = targets(**case, tokens=tokens.view(2, 3, 4, 5)).features.flatten(0, 1)
+    assert_same_targets(applied(build(**case), tokens), expected)
     with pytest.raises(ValueError, match="viewmats"):
-        SparseLift.from_transposed_weights(**geometry, **context, viewmats=viewmats[:1], Ks=Ks[:1])
+        Lift.from_visibility(splats, Views(viewmats[:1], Ks[:1], 28, 21), **context)
     with pytest.raises(ValueError, match="context_valid"):
-        SparseLift.from_transposed_weights(**geometry, **{**context, "context_valid": valid[:1]}, viewmats=viewmats, Ks=Ks)
+        Lift.from_visibility(splats, Views(viewmats, Ks, 28, 21), **{**context, "context_valid": valid[:1]})
     with pytest.raises(ValueError, match="tokens"):
         lift.apply(tokens[:-1])
+
+
+def test_what_is_nearer_than_20_cm_is_not_drawn_by_default() -> None:
+    """Neither by operators nor by targets, and no Gaussian gathers features from so near."""
+    case = small_case()
+    for depth, drawn in ((0.19, False), (0.21, True)):
+        near = case | {"means": torch.tensor([[0.0, 0.0, depth]]).repeat(1176, 1), "viewmat": torch.eye(4), "opacities": torch.ones(1176)}
+        assert (build(**near).alpha.max() > 0) == drawn
+        assert (targets(**near, tokens=torch.ones(2, 3, 4, 1)).alpha.max() > 0) == drawn
+        views = Views(torch.eye(4).repeat(2, 1, 1), case["K"].repeat(2, 1, 1), 28, 21)
+        lift = Lift.from_visibility(splats_of(near), views, torch.zeros(2, 21, 28, dtype=torch.int32), (3, 4))
+        assert (len(lift.indices) > 0) == drawn
+
+
+def test_options_are_those_that_the_operator_names() -> None:
+    """Each option changes what is drawn, and is recorded; a far plane only where it is not the one that all have."""
+    plain = build(**small_case())
+    for change in ({"near_plane": 2.0}, {"far_plane": 2.0}, {"eps2d": 2.0}, {"rasterize_mode": "antialiased"}, {"alpha_clamp": 0.2}):
+        other = build(**small_case(**change))
+        assert other.options == {**plain.options, **change}
+        assert not np.array_equal(other.alpha, plain.alpha)
 
 
 # ---- by differentiating a renderer
@@ -481,7 +502,7 @@ class DenseRenderer:
 
     def __init__(self, case: dict) -> None:
         self.height, self.width = case["target_mask"].shape
-        projection, weights = twin_view(case, case["viewmat"], case["K"], self.width, self.height)
+        projection, weights = reference_view(case, case["viewmat"], case["K"], self.width, self.height)
         self.weights = torch.from_numpy(weights).float()
         reach = np.sqrt(2 * np.log(np.maximum(projection.opacity * 255, 1)))[:, None]
         a, b, c = projection.conic.T
@@ -512,12 +533,12 @@ def test_coloured_cotangents_give_the_same_matrices(height, width, grid, size, m
     given_ = wavy_wall(8, height=height, width=width, dtype=torch.float32)
     rng = np.random.default_rng(0)
     some = torch.from_numpy(rng.permutation(2 * height * width)[:400])
-    case = {name: given_[name][some] for name in GEOMETRY} | {name: given_[name] for name in ("viewmat", "K")}
+    case = {name: given_[name][some] for name in PARTS} | {name: given_[name] for name in ("viewmat", "K")}
     case["scales"] = torch.from_numpy(rng.uniform(*size, (400, 3)).astype(np.float32))
     case["target_mask"] = torch.from_numpy(rng.integers(0, masks, (height, width)))
-    lift = TokenLift.from_masks(given_["context_masks"], (4, 5))
-    lift = replace(lift, indices=lift.indices[some], weights=lift.weights[some])
-    built = build_token_operator(**case, lift=lift, grid=grid)
+    lift = Lift.from_masks(given_["context_masks"], (4, 5))
+    lift = some_rows(lift, some)
+    built = build(**case, lift=lift, grid=grid)
     renderer, sampling = DenseRenderer(case), sample_target(case["target_mask"], grid, True)
     matrices = matrices_by_cotangents(renderer, lift, sampling, (height, width), grid)
     for ours, theirs in ((matrices.S, built.S), (matrices.R, built.R)):
@@ -550,19 +571,15 @@ def test_gsplat_builds_the_operator(size: float) -> None:
     given_["scales"] = given_["scales"] / given_["scales"].max() * size
     case = {name: tensor.cuda() for name, tensor in given_.items() if name not in ("tokens", "context_masks")} | {"grid": (8, 10)}
     tokens = torch.randn(2, 8, 10, 384)
-    case["lift"] = TokenLift.from_masks(given_["context_masks"], (8, 10)).to("cuda")
-    operator = build_token_operator(**case)
+    case["lift"] = Lift.from_masks(given_["context_masks"], (8, 10)).to("cuda")
+    operator = build(**case)
     batch = collate_operators([operator]).to("cuda")
-    direct = render_token_targets(**case, tokens=tokens.cuda()).features.flatten(0, 1)
+    direct = targets(**case, tokens=tokens.cuda()).features.flatten(0, 1)
     ours = apply_operators(batch, tokens.cuda().flatten(0, 2)[None])[0]
     assert (ours - direct).norm() / direct.norm() < 1e-3
     on_cpu = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in case.items()}
-    reference = build_token_operator(**on_cpu | {"lift": case["lift"].to("cpu")})
+    reference = build(**on_cpu | {"lift": case["lift"].to("cpu")})
     np.testing.assert_allclose(operator.alpha, reference.alpha, atol=1e-3)
     assert_same_targets(applied(operator, tokens.flatten(0, 2)), applied(reference, tokens.flatten(0, 2)), 2e-3)
-    none = build_token_operator(**case | {name: case[name][:0] for name in GEOMETRY} | {"lift": _without_gaussians(case["lift"])})
+    none = build(**case | {name: case[name][:0] for name in PARTS} | {"lift": some_rows(case["lift"], torch.arange(0).cuda())})
     assert len(none.S.values) == len(none.R.values) == 0
-
-
-def _without_gaussians(lift: TokenLift) -> TokenLift:
-    return replace(lift, indices=lift.indices[:0], weights=lift.weights[:0])

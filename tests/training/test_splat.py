@@ -1,4 +1,4 @@
-"""The splat: goldens, the kernel against its twin, its invariants, its refusals, and the contract with gsplat."""
+"""The splat: goldens, the kernel against its reference, its invariants, its refusals, and the contract with gsplat."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.splat import gaussian_covariances, rasterize
-from training.splat.kernels import SPLAT, covariances, project
-from training.splat.twin import composite_twin, project_twin
+from tests.training.splat_cases import options_of, splats_of
+from tests.training.splat_reference import composite_reference, project_reference
+from training.splat import Views, gaussian_covariances, rasterize
+from training.splat.cpu.kernels import SPLAT, covariances, project
+from training.splat.parity import published_footprints
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "splat"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
@@ -55,13 +57,13 @@ def arguments(golden: dict[str, np.ndarray], dtype: torch.dtype) -> dict:
     }
 
 
-def twin_render(golden: dict[str, np.ndarray], view: int, alpha_clamp: float = 0.999):
+def reference_render(golden: dict[str, np.ndarray], view: int, alpha_clamp: float = 0.999):
     size = int(golden["width"]), int(golden["height"])
     limits = float(golden["near_plane"]), float(golden["far_plane"]), float(golden["eps2d"]), bool(golden["antialiased"])
     camera = golden["viewmats"][view], golden["Ks"][view]
-    projection = project_twin(golden["means"], golden["covars_f64"], golden["opacities"], *camera, *size, *limits)
+    projection = project_reference(golden["means"], golden["covars_f64"], golden["opacities"], *camera, *size, *limits)
     background = golden["backgrounds"][view] if "backgrounds" in golden else None
-    return projection, composite_twin(projection, golden["features"].astype(np.float64), *size, background, alpha_clamp)
+    return projection, composite_reference(projection, golden["features"].astype(np.float64), *size, background, alpha_clamp)
 
 
 # ---- goldens
@@ -86,10 +88,10 @@ def test_kernel_in_float32_decides_as_float64_does(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_twin_matches_golden(case: str) -> None:
+def test_the_reference_matches_golden(case: str) -> None:
     golden = load(case)
     for view in range(len(golden["Ks"])):
-        projection, render = twin_render(golden, view)
+        projection, render = reference_render(golden, view)
         np.testing.assert_allclose(render.features, golden["render"][view], atol=1e-6, rtol=0)
         np.testing.assert_allclose(render.alpha, golden["alpha"][view], atol=1e-6, rtol=0)
         np.testing.assert_array_equal(render.fragile, golden["fragile"][view])
@@ -124,22 +126,27 @@ def test_kernel_projection_matches_golden(case: str) -> None:
         assert (np.stack([half_x, half_y], -1) <= golden["proj_radii"][view][ids] + 1e-6).all()
 
 
-def test_reference_compat_squares_the_covariance() -> None:
+def published_render(scene: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """With the covariances that the published code draws."""
+    return rasterize(**scene | {"quats": None, "scales": None, "covars": published_footprints(splats_of(scene)).covars})
+
+
+def test_published_footprints_are_the_squared_covariances() -> None:
     true, published = load("splat_aligned_fixed"), load("splat_aligned_refvariance")
-    features, alpha = rasterize(**arguments(true, torch.float64), reference_compat=True)
+    features, alpha = published_render(arguments(true, torch.float64))
     # The golden's squared covariances were rounded to float32, which can swing a fragile pixel.
     solid = ~published["fragile"]
     np.testing.assert_allclose(features.numpy()[solid], published["render"][solid], atol=1e-5, rtol=0)
     np.testing.assert_allclose(alpha[..., 0].numpy()[solid], published["alpha"][solid], atol=1e-5, rtol=0)
 
 
-def test_reference_compat_with_quats_and_scales() -> None:
+def test_published_footprints_of_either_form() -> None:
     scene = arguments(load("splat_a"), torch.float64)
     covars = {"covars": gaussian_covariances(scene["quats"], scene["scales"]), "quats": None, "scales": None}
     squared = {**covars, "covars": covars["covars"] @ covars["covars"]}
     expected = rasterize(**{**scene, **squared})[0]
-    torch.testing.assert_close(rasterize(**scene, reference_compat=True)[0], expected, atol=1e-9, rtol=0)
-    torch.testing.assert_close(rasterize(**{**scene, **covars}, reference_compat=True)[0], expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(published_render(scene)[0], expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(published_render({**scene, **covars})[0], expected, atol=1e-9, rtol=0)
 
 
 # ---- random scenes
@@ -183,14 +190,18 @@ def scenes(draw: st.DrawFn) -> dict[str, np.ndarray]:
 
 @settings(max_examples=120, deadline=None)
 @given(scenes(), st.sampled_from([0.999, 0.99]))
-def test_kernel_equals_twin(scene: dict[str, np.ndarray], alpha_clamp: float) -> None:
+def test_kernel_equals_the_reference(scene: dict[str, np.ndarray], alpha_clamp: float) -> None:
     double = rasterize(**arguments(scene, torch.float64), alpha_clamp=alpha_clamp)
     single = rasterize(**arguments(scene, torch.float32), alpha_clamp=alpha_clamp)
     for view in range(len(scene["Ks"])):
-        _, twin = twin_render(scene, view, alpha_clamp)
+        _, expected = reference_render(scene, view, alpha_clamp)
         for (features, alpha), tolerance in ((double, 1e-7), (single, 1e-5)):
-            np.testing.assert_allclose(features[view].numpy()[~twin.fragile], twin.features[~twin.fragile], atol=tolerance, rtol=0)
-            np.testing.assert_allclose(alpha[view, ..., 0].numpy()[~twin.fragile], twin.alpha[~twin.fragile], atol=tolerance, rtol=0)
+            np.testing.assert_allclose(
+                features[view].numpy()[~expected.fragile], expected.features[~expected.fragile], atol=tolerance, rtol=0
+            )
+            np.testing.assert_allclose(
+                alpha[view, ..., 0].numpy()[~expected.fragile], expected.alpha[~expected.fragile], atol=tolerance, rtol=0
+            )
             assert alpha.min() >= 0
             assert alpha.max() <= 1
 
@@ -268,13 +279,15 @@ def test_more_contributions_than_the_first_room() -> None:
         "Ks": torch.tensor([[[20.0, 0, 1], [0, 20, 1], [0, 0, 1]]]).double(),
     }
     features, alpha = rasterize(**layers, width=2, height=2)
-    projection = project_twin(layers["means"], layers["covars"].numpy(), layers["opacities"], layers["viewmats"][0], layers["Ks"][0], 2, 2)
-    twin = composite_twin(projection, layers["colors"].numpy(), 2, 2)
-    np.testing.assert_allclose(features[0], twin.features, rtol=1e-10)
-    np.testing.assert_allclose(alpha[0, ..., 0], twin.alpha, rtol=1e-10)
+    projection = project_reference(
+        layers["means"], layers["covars"].numpy(), layers["opacities"], layers["viewmats"][0], layers["Ks"][0], 2, 2
+    )
+    reference = composite_reference(projection, layers["colors"].numpy(), 2, 2)
+    np.testing.assert_allclose(features[0], reference.features, rtol=1e-10)
+    np.testing.assert_allclose(alpha[0, ..., 0], reference.alpha, rtol=1e-10)
 
 
-def test_a_crowded_scene_equals_twin() -> None:
+def test_a_crowded_scene_equals_the_reference() -> None:
     """Every pixel stops, tiles end early, and each contribution list is long."""
     scene = dense_scene(600, 3)
     scene["scales"] = scene["scales"] * 5
@@ -283,13 +296,13 @@ def test_a_crowded_scene_equals_twin() -> None:
     footprints = gaussian_covariances(scene["quats"], scene["scales"]).numpy()
     for view in range(2):
         camera = scene["viewmats"][view], scene["Ks"][view]
-        twin = composite_twin(
-            project_twin(scene["means"], footprints, scene["opacities"].numpy(), *camera, 83, 61), scene["colors"].numpy(), 83, 61
+        reference = composite_reference(
+            project_reference(scene["means"], footprints, scene["opacities"].numpy(), *camera, 83, 61), scene["colors"].numpy(), 83, 61
         )
-        solid = ~twin.fragile
-        assert (twin.alpha > 0.999).mean() > 0.8
-        np.testing.assert_allclose(features[view].numpy()[solid], twin.features[solid], atol=1e-9)
-        np.testing.assert_allclose(alpha[view, ..., 0].numpy()[solid], twin.alpha[solid], atol=1e-9)
+        solid = ~reference.fragile
+        assert (reference.alpha > 0.999).mean() > 0.8
+        np.testing.assert_allclose(features[view].numpy()[solid], reference.features[solid], atol=1e-9)
+        np.testing.assert_allclose(alpha[view, ..., 0].numpy()[solid], reference.alpha[solid], atol=1e-9)
 
 
 @pytest.mark.parametrize("magnitude", [1e4, 1e8, 1e15, 1e25])
@@ -311,6 +324,12 @@ def test_near_and_far_are_inclusive() -> None:
     assert rasterize(**scene | {"near_plane": 0.51})[1].max() == 0
     assert rasterize(**scene | {"far_plane": 0.5})[1].max() > 0
     assert rasterize(**scene | {"far_plane": 0.49})[1].max() == 0
+
+
+def test_what_is_nearer_than_20_cm_is_not_drawn_by_default() -> None:
+    scene = {name: value for name, value in dense_scene(1).items() if name != "near_plane"}
+    assert rasterize(**scene | {"means": torch.tensor([[0.0, 0.0, 0.19]])})[1].max() == 0
+    assert rasterize(**scene | {"means": torch.tensor([[0.0, 0.0, 0.21]])})[1].max() > 0
 
 
 def test_no_gaussians() -> None:
@@ -449,12 +468,17 @@ def test_background_shape() -> None:
 # ---- gsplat
 
 
-def call_gsplat(scene: dict, alpha_clamp: float = 0.999):
-    from training.splat.gsplat_cuda import rasterize_gsplat
+def views_of(scene: dict) -> Views:
+    return Views(scene["viewmats"], scene["Ks"], scene["width"], scene["height"])
 
-    names = ("means", "covars", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "width", "height")
-    names += ("near_plane", "far_plane", "eps2d", "backgrounds", "rasterize_mode")
-    return rasterize_gsplat(*(scene.get(name) for name in names), alpha_clamp)
+
+def call_gsplat(scene: dict):
+    from training.splat.cuda.gsplat import rasterize_gsplat
+
+    return rasterize_gsplat(splats_of(scene), views_of(scene), options_of(scene), scene["colors"], scene.get("backgrounds"))
+
+
+OTHER_THAN_DEFAULT = {"near_plane": 0.7, "far_plane": 44.0, "eps2d": 0.05, "rasterize_mode": "antialiased"}
 
 
 def stub_gsplat(monkeypatch: pytest.MonkeyPatch, calls: list[dict], version: str = "1.5.3", compiled: object = object()) -> None:
@@ -465,10 +489,15 @@ def stub_gsplat(monkeypatch: pytest.MonkeyPatch, calls: list[dict], version: str
         shape = (len(kwargs["Ks"]), kwargs["height"], kwargs["width"])
         return torch.zeros(*shape, kwargs["colors"].shape[1]), torch.zeros(*shape, 1), {}
 
+    def fully_fused_projection(**kwargs):
+        calls.append(kwargs)
+        views, n = len(kwargs["Ks"]), len(kwargs["means"])
+        return torch.zeros(views, n, 2, dtype=torch.int32), torch.zeros(views, n, 2), None, None, None
+
     backend = types.ModuleType("gsplat.cuda._backend")
     backend._C = compiled
     stub, cuda = types.ModuleType("gsplat"), types.ModuleType("gsplat.cuda")
-    stub.__version__, stub.rasterization = version, rasterization
+    stub.__version__, stub.rasterization, stub.fully_fused_projection = version, rasterization, fully_fused_projection
     for name, module in {"gsplat": stub, "gsplat.cuda": cuda, "gsplat.cuda._backend": backend}.items():
         monkeypatch.setitem(sys.modules, name, module)
 
@@ -501,11 +530,36 @@ def test_gsplat_is_called_as_its_signature_wants(monkeypatch: pytest.MonkeyPatch
     assert settings_["colors"] is scene["colors"]
 
 
+def test_gsplat_gets_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that differ from gsplat's defaults, for the render and for the footprints: none may be lost on the way."""
+    gsplat = pytest.importorskip("gsplat")
+    signatures = inspect.signature(gsplat.rasterization), inspect.signature(gsplat.fully_fused_projection)
+    calls: list[dict] = []
+    stub_gsplat(monkeypatch, calls)
+    from training.splat.cuda.gsplat import footprints_gsplat
+
+    background = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    scene = dense_scene(10, 3) | OTHER_THAN_DEFAULT | {"backgrounds": background}
+    call_gsplat(scene)
+    footprints_gsplat(splats_of(scene), views_of(scene), options_of(scene))
+    rendered, projected = (signature.bind(**call).arguments for signature, call in zip(signatures, calls, strict=True))
+    for name in ("width", "height", "near_plane", "far_plane", "eps2d"):
+        assert rendered[name] == projected[name] == scene[name], name
+    for name in ("means", "quats", "scales", "opacities", "viewmats", "Ks"):
+        assert rendered[name] is projected[name] is scene[name], name
+    assert rendered["rasterize_mode"] == "antialiased"
+    assert rendered["backgrounds"] is background
+    assert projected["packed"] is False
+    covars = gaussian_covariances(scene["quats"], scene["scales"])
+    call_gsplat(scene | {"covars": covars, "quats": None, "scales": None})
+    assert calls[-1]["covars"] is covars
+
+
 def test_gsplat_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     scene, calls = dense_scene(10), []
     stub_gsplat(monkeypatch, calls)
     with pytest.raises(ValueError, match="alpha_clamp"):
-        call_gsplat(scene, alpha_clamp=0.99)
+        call_gsplat(scene | {"alpha_clamp": 0.99})
     with pytest.raises(ValueError, match="means"):
         call_gsplat({name: value.double() if isinstance(value, torch.Tensor) else value for name, value in scene.items()})
     stub_gsplat(monkeypatch, calls, version="1.6.0")

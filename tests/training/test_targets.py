@@ -1,4 +1,4 @@
-"""From splatted pixels to the student's targets: goldens, plain twins of each stage, and the whole way against those twins."""
+"""From splatted pixels to the student's targets: goldens, plain references of each stage, and the whole way against those."""
 
 from __future__ import annotations
 
@@ -10,19 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.splat import (
-    TokenLift,
-    blend_with_mask,
-    downsample,
-    holes_by_alpha,
-    holes_by_colour,
-    rasterize,
-    reference_fov_K,
-    render_token_targets,
-    resize_nearest,
-)
-from training.splat.kernels import covariances
-from training.splat.twin import composite_twin, project_twin
+from tests.training.splat_cases import targets as render_targets
+from tests.training.splat_reference import composite_reference, project_reference
+from training.splat import Lift, blend_with_mask, downsample, rasterize, resize_nearest
+from training.splat.cpu.kernels import covariances
+from training.splat.parity import holes_by_colour, published_K
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "snd"
 
@@ -37,14 +29,14 @@ def load(case: str) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in np.load(GOLDEN / f"{case}.npz").items()}
 
 
-def twin_blend(features: np.ndarray, mask: np.ndarray, alpha: float) -> np.ndarray:
+def reference_blend(features: np.ndarray, mask: np.ndarray, alpha: float) -> np.ndarray:
     blended = alpha * features.astype(np.float64)
     for label in np.unique(mask):
         blended[mask == label] += (1 - alpha) * features[mask == label].astype(np.float64).mean(axis=0)
     return blended
 
 
-def twin_downsample(features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def reference_downsample(features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     sampled = features.astype(np.float64)
     for axis, tokens in enumerate(grid):
         pixels = features.shape[axis]
@@ -76,11 +68,11 @@ def test_assembly_matches_golden() -> None:
 
 @pytest.mark.parametrize("case", ["fov_a", "fov_b"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_reference_intrinsics_match_golden(case: str, dtype: torch.dtype) -> None:
+def test_published_intrinsics_match_golden(case: str, dtype: torch.dtype) -> None:
     golden = load(case)
     size = torch.tensor([640.0, 480.0])
     K = torch.diag(torch.cat([size, torch.ones(1)])).to(dtype) @ golden["K_normalised"].to(dtype)
-    effective = reference_fov_K(K, 640, 480)
+    effective = published_K(K, 640, 480)
     assert effective.dtype == dtype
     focal = effective[:, [0, 1], [0, 1]] / size
     torch.testing.assert_close(focal, golden["effective_focal_normalised"].to(dtype), atol=2e-6, rtol=0)
@@ -88,20 +80,20 @@ def test_reference_intrinsics_match_golden(case: str, dtype: torch.dtype) -> Non
     assert torch.equal(effective[:, 2], torch.tensor([0, 0, 1], dtype=dtype).expand(len(K), 3))
 
 
-def test_reference_intrinsics_keep_a_centred_camera() -> None:
+def test_published_intrinsics_keep_a_centred_camera() -> None:
     K = torch.tensor([[500.0, 0, 320], [0, 510, 240], [0, 0, 1]], dtype=torch.float64)
-    torch.testing.assert_close(reference_fov_K(K, 640, 480), K)
+    torch.testing.assert_close(published_K(K, 640, 480), K)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.floats(0, 1))
-def test_blend_equals_twin(seed: int, height: int, width: int, alpha: float) -> None:
+def test_blend_equals_reference(seed: int, height: int, width: int, alpha: float) -> None:
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((2, 3, height, width, 4)).astype(np.float32)
     masks = rng.integers(-3, 3, (2, 3, height, width)) * 10**9
     blended = blend_with_mask(torch.from_numpy(features), torch.from_numpy(masks), alpha)
     for image in np.ndindex(2, 3):
-        np.testing.assert_allclose(blended[image], twin_blend(features[image], masks[image], alpha), atol=2e-6)
+        np.testing.assert_allclose(blended[image], reference_blend(features[image], masks[image], alpha), atol=2e-6)
 
 
 def test_blend_resizes_masks_to_the_top_left_neighbour() -> None:
@@ -148,9 +140,9 @@ def test_blend_refuses(match: str, features: torch.Tensor, masks: torch.Tensor, 
 
 
 @pytest.mark.parametrize(("size", "grid"), [((28, 42), (2, 3)), ((576, 880), (41, 62)), ((5, 7), (5, 7)), ((9, 4), (2, 4))])
-def test_downsample_equals_twin(size: tuple[int, int], grid: tuple[int, int]) -> None:
+def test_downsample_equals_reference(size: tuple[int, int], grid: tuple[int, int]) -> None:
     features = torch.randn(*size, 3, dtype=torch.float64)
-    np.testing.assert_allclose(downsample(features, grid), twin_downsample(features.numpy(), grid), atol=1e-10)
+    np.testing.assert_allclose(downsample(features, grid), reference_downsample(features.numpy(), grid), atol=1e-10)
     batch = torch.stack([features, 2 * features]).float()
     sampled = downsample(batch, grid)
     assert sampled.shape == (2, *grid, 3)
@@ -163,10 +155,7 @@ def test_downsample_reads_the_four_middle_pixels() -> None:
     assert downsample(features, (1, 2)).flatten().tolist() == [2.5, 0]
 
 
-def test_hole_rules() -> None:
-    alpha = torch.tensor([[0.0, 0.2], [0.5, 0.9]])
-    assert holes_by_alpha(alpha).tolist() == [[True, True], [True, False]]
-    assert holes_by_alpha(alpha, 0.0).tolist() == [[True, False], [False, False]]
+def test_published_rule_for_holes() -> None:
     colour = torch.ones(28, 28, 3)
     colour[0, 0], colour[14, 14, :2], colour[20, 20] = 0, 0, 0  # black, not black, black but no cell's first pixel
     assert holes_by_colour(colour, (2, 2)).tolist() == [[True, False], [False, False]]
@@ -201,28 +190,26 @@ def scene(seed: int = 0, height: int = 21, width: int = 28, channels: int = 5, d
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("blend", [0.5, 1.0])
-def test_targets_equal_the_stages_twins(dtype: torch.dtype, tolerance: float, blend: float) -> None:
+def test_targets_equal_the_stages_references(dtype: torch.dtype, tolerance: float, blend: float) -> None:
     given_ = scene(dtype=dtype)
-    targets = render_token_targets(**given_, blend=blend)
+    targets = render_targets(**given_, blend=blend)
     arrays = {name: tensor.double().numpy() for name, tensor in given_.items()}
-    lifted = TokenLift.from_masks(given_["context_masks"], (3, 4)).apply(given_["tokens"].double().flatten(0, 2)).numpy()
+    lifted = Lift.from_masks(given_["context_masks"], (3, 4)).apply(given_["tokens"].double().flatten(0, 2)).numpy()
     footprints = covariances(arrays["quats"], arrays["scales"])
-    projection = project_twin(arrays["means"], footprints, arrays["opacities"], arrays["viewmat"], arrays["K"], 28, 21)
-    render = composite_twin(projection, lifted, 28, 21)
-    blended = twin_blend(render.features, arrays["target_mask"], blend)
+    projection = project_reference(arrays["means"], footprints, arrays["opacities"], arrays["viewmat"], arrays["K"], 28, 21)
+    render = composite_reference(projection, lifted, 28, 21)
+    blended = reference_blend(render.features, arrays["target_mask"], blend)
     assert targets.features.shape == (3, 4, 5)
     assert targets.features.dtype == dtype
-    np.testing.assert_allclose(targets.features, twin_downsample(blended, (3, 4)), atol=tolerance)
-    np.testing.assert_allclose(targets.alpha, twin_downsample(render.alpha, (3, 4)), atol=tolerance)
+    np.testing.assert_allclose(targets.features, reference_downsample(blended, (3, 4)), atol=tolerance)
+    np.testing.assert_allclose(targets.alpha, reference_downsample(render.alpha, (3, 4)), atol=tolerance)
 
 
 def test_targets_are_the_stages_in_order() -> None:
     given_ = scene(1)
-    options = {"no_neighbour": "nearest_same_label", "upsample_grid": "half_pixel"}
-    targets = render_token_targets(
-        **given_, **options, grid=(5, 7), near_plane=1.9, rasterize_mode="antialiased", alpha_clamp=0.99, reference_compat=True
-    )
-    lift = TokenLift.from_masks(given_["context_masks"], (3, 4), **options)
+    drawn = {"near_plane": 1.9, "rasterize_mode": "antialiased", "alpha_clamp": 0.99, "eps2d": 0.1}
+    lift = Lift.from_masks(given_["context_masks"], (3, 4), no_neighbour="nearest_same_label", upsample_grid="half_pixel")
+    targets = render_targets(**given_, **drawn, lift=lift, grid=(5, 7))
     features, alpha = rasterize(
         **{name: given_[name] for name in ("means", "quats", "scales", "opacities")},
         colors=lift.apply(given_["tokens"].flatten(0, 2)),
@@ -230,10 +217,7 @@ def test_targets_are_the_stages_in_order() -> None:
         Ks=given_["K"][None],
         width=28,
         height=21,
-        near_plane=1.9,
-        rasterize_mode="antialiased",
-        alpha_clamp=0.99,
-        reference_compat=True,
+        **drawn,
     )
     torch.testing.assert_close(targets.features, downsample(blend_with_mask(features[0], given_["target_mask"]), (5, 7)))
     torch.testing.assert_close(targets.alpha, downsample(alpha[0], (5, 7))[..., 0])
@@ -242,25 +226,25 @@ def test_targets_are_the_stages_in_order() -> None:
 def test_targets_are_linear_in_the_tokens() -> None:
     given_ = scene(2)
     other = torch.randn_like(given_["tokens"])
-    mixed = render_token_targets(**given_ | {"tokens": 2 * given_["tokens"] - 3 * other}).features
-    parts = 2 * render_token_targets(**given_).features - 3 * render_token_targets(**given_ | {"tokens": other}).features
+    mixed = render_targets(**given_ | {"tokens": 2 * given_["tokens"] - 3 * other}).features
+    parts = 2 * render_targets(**given_).features - 3 * render_targets(**given_ | {"tokens": other}).features
     torch.testing.assert_close(mixed, parts, atol=1e-6, rtol=0)
 
 
 def test_tokens_of_another_dtype_are_splatted_in_that_of_the_means() -> None:
     given_ = scene(3, dtype=torch.float32)
-    half = render_token_targets(**given_ | {"tokens": given_["tokens"].bfloat16()})
+    half = render_targets(**given_ | {"tokens": given_["tokens"].bfloat16()})
     assert half.features.dtype == torch.float32
     rounded = given_["tokens"].bfloat16().float()
-    torch.testing.assert_close(half.features, render_token_targets(**given_ | {"tokens": rounded}).features)
+    torch.testing.assert_close(half.features, render_targets(**given_ | {"tokens": rounded}).features)
 
 
 @pytest.mark.parametrize(
     ("match", "change"),
     [
-        ("context_masks", {"context_masks": torch.zeros(1, 21, 28, dtype=torch.int32)}),
-        ("context_masks", {"context_masks": torch.zeros(2, 20, 28, dtype=torch.int32)}),  # not one Gaussian per pixel
-        ("tokens", {"tokens": torch.zeros(24, 5)}),
+        ("tokens", {"lift": Lift.from_masks(torch.zeros(1, 42, 28, dtype=torch.int32), (3, 4))}),
+        ("lift", {"context_masks": torch.zeros(2, 20, 28, dtype=torch.int32)}),  # not one Gaussian per pixel
+        ("tokens", {"tokens": torch.zeros(24, 5), "lift": Lift.from_masks(torch.zeros(2, 21, 28, dtype=torch.int32), (3, 4))}),
         ("target_mask", {"target_mask": torch.zeros(1, 21, 28, dtype=torch.int32)}),
         ("means", {"means": torch.zeros(7, 3)}),
         ("opacities", {"opacities": torch.ones(7)}),
@@ -269,4 +253,4 @@ def test_tokens_of_another_dtype_are_splatted_in_that_of_the_means() -> None:
 )
 def test_targets_refuse(match: str, change: dict) -> None:
     with pytest.raises(ValueError, match=match):
-        render_token_targets(**scene(dtype=torch.float32) | change)
+        render_targets(**scene(dtype=torch.float32) | change)

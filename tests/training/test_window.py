@@ -16,11 +16,14 @@ from pipeline.plan.windows import PlannedWindow
 from pipeline.reconstruct.depth import DepthReconstructor
 from storage.domain import Camera, Frame, Gaussians
 from storage.records.gaussians import transparent_gaussians
+from storage.records.operators import encode_operator, operator_member
+from storage.table import Table
 from tests.datasets import Scene, write_dataset
 from training.data.rows import open_rows
 from training.objective.distill import supervise
 from training.splat.window import WindowSplat
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "release-0.1.0" / "dataset"
 SIZE = 56  # 4 x 4 tokens
 
 
@@ -85,3 +88,14 @@ def test_rows_of_all_kinds_go_through_one_batch(mixed: str, mode: str) -> None:
     torch.testing.assert_close(live.tokens, matrices.tokens, atol=off, rtol=off)
     assert torch.equal(live.keep, matrices.keep)
     assert live.keep.flatten(1).any(1).tolist() == [True, True, False]
+
+
+def test_operators_keep_the_bytes_of_release_0_1_0() -> None:
+    """Rebuilt from the Gaussians and masks of the stored dataset."""
+    table = Table.open(str(GOLDEN), ["masks", "windows", "gaussians", "operators"])
+    row = table.row(0)
+    splat = WindowSplat(row.gaussians(), row.context(labels=True))
+    for place, target in enumerate(row.targets(labels=True)):
+        (stored,) = table.reader.read([table.locate("operators", 0, operator_member(place))])
+        (rebuilt,) = encode_operator(splat.operator(target, source_hash=row.operator_source(place))).values()
+        assert rebuilt == stored

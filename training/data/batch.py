@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from training.splat.apply import OperatorBatch
-from training.splat.transposed import SparseLift
+from training.splat.lift import Lift
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Batch:
     quats: list[torch.Tensor] = field(default_factory=list)  # [N,4]
     scales: list[torch.Tensor] = field(default_factory=list)  # [N,3]
     opacities: list[torch.Tensor] = field(default_factory=list)  # [N]
-    lifts: list[SparseLift | None] = field(default_factory=list)  # from tokens to Gaussians; None where they are pixel-aligned
+    lifts: list[Lift | None] = field(default_factory=list)  # from tokens to Gaussians; None where they are pixel-aligned
     reads: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -48,7 +48,7 @@ class Batch:
         """The same batch on `device`."""
 
         def move(value: object) -> object:
-            if isinstance(value, (torch.Tensor, OperatorBatch, SparseLift)):
+            if isinstance(value, (torch.Tensor, OperatorBatch, Lift)):
                 return value.to(device, non_blocking=True)
             return [move(part) for part in value] if isinstance(value, list) else value
 
@@ -58,7 +58,7 @@ class Batch:
         """What a DataLoader that pins calls: copies to a GPU then run beside the computation."""
 
         def pin(value: object) -> object:
-            if isinstance(value, (torch.Tensor, OperatorBatch, SparseLift)):
+            if isinstance(value, (torch.Tensor, OperatorBatch, Lift)):
                 return value.pin_memory()
             return [pin(part) for part in value] if isinstance(value, list) else value
 

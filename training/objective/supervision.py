@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from configs.schema import SupervisionConfig, SupervisionMode
 from training.data.batch import Batch
-from training.splat import render_token_targets
+from training.splat import Lift, Splats, render_token_targets
 from training.splat.apply import apply_operators
 
 
@@ -92,15 +92,13 @@ def _splat_live(batch: Batch, context: torch.Tensor, blend: float) -> tuple[torc
     assert batch.target_labels is not None
     assert batch.viewmats is not None
     assert batch.Ks is not None
+    grid = (context.shape[2], context.shape[3])
+    lifts = [Lift.from_masks(batch.context_labels[b], grid) if lift is None else lift for b, lift in enumerate(batch.lifts)]
     rendered = [
         render_token_targets(
-            batch.means[b],
-            quats=batch.quats[b],
-            scales=batch.scales[b],
-            opacities=batch.opacities[b],
+            Splats(batch.means[b], batch.opacities[b], quats=batch.quats[b], scales=batch.scales[b]),
+            lift=lifts[b],
             tokens=context[b],
-            context_masks=batch.context_labels[b],
-            lift=batch.lifts[b],
             target_mask=batch.target_labels[b],
             viewmat=batch.viewmats[b],
             K=batch.Ks[b],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import overload
 
 import numpy as np
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from storage.records.operators import SparseRows, TokenOperator
-
-VALIDITY = ("coverage", "alpha")
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def apply_operators(batch: OperatorBatch, tokens: Tensor, blend: float = 0.5) ->
     """Targets [B,Nt,C] float32 from context tokens [B,Nctx,C] of any floating-point dtype, on the batch's device. Sums are float32.
 
     blend: weight of the splatted feature against its mask's mean; 1 means no blending. Not normalised by alpha: where alpha < 1, targets
-    shrink. A row to which nothing was splatted still gets its masks' means: see `token_validity`.
+    shrink. A row to which nothing was splatted still gets its masks' means: go by `alpha` or `coverage`.
     """
     if tokens.ndim != 3 or tokens.shape[:2] != (len(batch), batch.n_context):
         raise ValueError(f"tokens: shape {tuple(tokens.shape)}, expected ({len(batch)}, {batch.n_context}, C)")
@@ -97,21 +94,6 @@ def apply_operators(batch: OperatorBatch, tokens: Tensor, blend: float = 0.5) ->
         of_masks = embedding_bag(batch.tap_masks, means, mode="sum", per_sample_weights=batch.tap_weights)
         targets = targets.mul_(blend).add_(of_masks, alpha=1.0 - blend)
     return targets.view(*batch.alpha.shape, tokens.shape[2])
-
-
-@overload
-def token_validity(operator: TokenOperator, rule: str = ..., threshold: float = ...) -> np.ndarray: ...
-@overload
-def token_validity(operator: OperatorBatch, rule: str = ..., threshold: float = ...) -> Tensor: ...
-def token_validity(operator, rule="coverage", threshold=0.5):
-    """Which target tokens show enough to learn from: [Nt] bool of an operator, [B,Nt] of a batch.
-
-    rule: "coverage", the weight that context tokens have in the splatted feature, or "alpha", that of all Gaussians, those that carry no
-    feature too. Valid is what lies above `threshold`.
-    """
-    if rule not in VALIDITY:
-        raise ValueError(f"rule: {rule!r}, expected one of {VALIDITY}")
-    return getattr(operator, rule) > threshold
 
 
 def select_tokens(operator: TokenOperator, rows: np.ndarray) -> TokenOperator:

@@ -1,4 +1,4 @@
-"""Tokens to Gaussians: mask-aware upsampling as a sparse matrix with four entries per pixel."""
+"""From the context's tokens to the Gaussians: one sparse matrix, however its entries came about."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from training.splat.types import DEFAULT, RasterOptions, Splats, Views, check_scene
 
 NO_NEIGHBOUR = ("zero", "plain_bilinear", "nearest_same_label")
 UPSAMPLE_GRID = ("align_corners", "half_pixel")
@@ -15,14 +18,16 @@ _PIXELS_AT_ONCE = 1 << 12  # of the search for the nearest token of a label
 
 
 @dataclass(frozen=True)
-class TokenLift:
-    """A linear map from the tokens of V views to one feature per pixel: pixel p gets sum_k weights[p,k] * tokens[indices[p,k]].
+class Lift:
+    """A linear map from the tokens of V views to one feature per Gaussian, as a sparse matrix by rows (CSR).
 
-    Tokens are in the order view, row, column; so are pixels, which is the order of the pixel-aligned Gaussians.
+    Gaussian g gets the sum of weights[e] * tokens[indices[e]] over offsets[g] <= e < offsets[g+1]; zero where that names no entry.
+    Tokens are in the order view, row, column; so are pixel-aligned Gaussians.
 
-    indices: [V*H*W,4] int32, below V*h*w. weights: [V*H*W,4] float32, >= 0; a row sums to 1, or is all zero where no token may speak.
+    offsets: [N+1] int32. indices: [nnz] int32, below V*h*w. weights: [nnz] float32, >= 0; a row sums to 1 at most.
     """
 
+    offsets: Tensor
     indices: Tensor
     weights: Tensor
     grid: tuple[int, int, int]  # (V,h,w) of the tokens
@@ -30,22 +35,37 @@ class TokenLift:
 
     @property
     def tokens(self) -> int:
+        """V*h*w."""
         return math.prod(self.grid)
 
     @property
     def gaussians(self) -> int:
-        return len(self.indices)
+        """N."""
+        return len(self.offsets) - 1
 
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The matrix by rows: offsets [V*H*W+1] int64; token [nnz] int32 and weight [nnz] float32 of each entry."""
-        offsets = torch.arange(0, self.indices.numel() + 1, self.indices.shape[1], device=self.indices.device)
-        return offsets, self.indices.flatten(), self.weights.flatten()
+    def apply(self, tokens: Tensor) -> Tensor:
+        """Lifts tokens [V*h*w,C] to features [N,C], of the tokens' dtype (the sums are float32 or wider)."""
+        if tokens.ndim != 2 or len(tokens) != self.tokens:
+            raise ValueError(f"tokens: shape {tuple(tokens.shape)}, expected ({self.tokens}, C)")
+        if not tokens.is_floating_point():
+            raise ValueError(f"tokens: dtype {tokens.dtype}, expected a floating-point type")
+        wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+        weights = self.weights.to(wide.dtype)
+        # Offsets and indices are of one type: of two, torch would first copy both to int64.
+        lifted = embedding_bag(self.indices, wide, self.offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+        return lifted.to(tokens.dtype)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Lift:
+        """The same lift on `device`."""
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS})
+
+    def pin_memory(self) -> Lift:
+        """What a loader with pinned memory calls."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     @classmethod
-    def from_masks(
-        cls, masks: Tensor, grid: tuple[int, int], *, no_neighbour: str = "zero", upsample_grid: str = "align_corners"
-    ) -> TokenLift:
-        """The upsampling of Splat and Distill: bilinear between those of the four surrounding tokens that carry the pixel's own label.
+    def from_masks(cls, masks: Tensor, grid: tuple[int, int], *, no_neighbour: str = "zero", upsample_grid: str = "align_corners") -> Lift:
+        """For pixel-aligned Gaussians: bilinear between those of the four surrounding tokens that carry the pixel's own label.
 
         A token's label is the mask's label at the pixel nearest to the token's position (exact halves to the even pixel).
 
@@ -57,6 +77,8 @@ class TokenLift:
                 no token carries.
             upsample_grid: where tokens sit: "align_corners", the outermost on the outermost pixels (published code), or "half_pixel", in
                 the middle of their patches.
+
+        Four entries per pixel, some of weight 0; all four where no token may speak. Source: Splat and Distill, mask-aware upsampling.
         """
         _check(masks, grid, no_neighbour, upsample_grid)
         views, height, width = masks.shape
@@ -89,20 +111,60 @@ class TokenLift:
             indices[view, y, x] = (node + view * (grid[0] * grid[1])).to(torch.int32)[:, None]
             weights[view, y, x] = torch.tensor([1.0, 0.0, 0.0, 0.0], device=masks.device)
         options = {"lift": "masks", "no_neighbour": no_neighbour, "upsample_grid": upsample_grid}
-        return cls(indices.flatten(0, 2), weights.flatten(0, 2), (views, *grid), options)
+        offsets = torch.arange(0, indices.numel() + 1, indices.shape[-1], dtype=torch.int32, device=indices.device)
+        return cls(offsets, indices.flatten(), weights.flatten(), (views, *grid), options)
 
-    def apply(self, tokens: Tensor) -> Tensor:
-        """Lifts tokens [V*h*w,C] to features [V*H*W,C], of the tokens' dtype (the sums are float32 or wider)."""
-        if tokens.ndim != 2 or len(tokens) != self.tokens:
-            raise ValueError(f"tokens: shape {tuple(tokens.shape)}, expected ({self.tokens}, C)")
-        if not tokens.is_floating_point():
-            raise ValueError(f"tokens: dtype {tokens.dtype}, expected a floating-point type")
-        wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-        lifted = torch.nn.functional.embedding_bag(self.indices, wide, per_sample_weights=self.weights.to(wide.dtype), mode="sum")
-        return lifted.to(tokens.dtype)
+    @classmethod
+    @torch.no_grad()
+    def from_visibility(
+        cls,
+        splats: Splats,
+        views: Views,
+        context_masks: Tensor,
+        grid: tuple[int, int],
+        *,
+        context_valid: Tensor | None = None,
+        no_neighbour: str = "zero",
+        upsample_grid: str = "align_corners",
+        options: RasterOptions = DEFAULT,
+    ) -> Lift:
+        """For Gaussians that belong to no pixel: each takes the mean of the context's pixels, weighed as it is visible in them.
 
-    def to(self, device: torch.device | str) -> TokenLift:
-        return replace(self, indices=self.indices.to(device), weights=self.weights.to(device))
+        (W^T F) / (W^T 1), with W the weights of the Gaussians in the context's pixels and F the tokens upsampled to those pixels.
+
+        Args:
+            splats: N Gaussians, however they came about.
+            views: the V context views, for images of the size of the masks.
+            context_masks: [V,H,W] integer labels of the context views, at the resolution to render.
+            grid: (h,w), tokens per view.
+            context_valid: [V,H,W] bool, the pixels that count at all; all of them by default.
+            no_neighbour, upsample_grid: see `from_masks`.
+            options: how the Gaussians are drawn.
+
+        Gaussians that are visible in no pixel have no entry. Pixels without a neighbour count in the mean, as zero. Computed on the CPU;
+        the lift is on the device of the splats. Source: LUDVIG, uplifting by aggregation of 2D features.
+        """
+        from training.splat.cpu.tiles import Geometry
+        from training.splat.cpu.visibility import gather_tokens
+
+        pixels = cls.from_masks(context_masks.cpu(), grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
+        if len(views) != len(context_masks):
+            raise ValueError(f"viewmats: {len(views)} cameras for {len(context_masks)} context_masks")
+        if (views.height, views.width) != context_masks.shape[1:]:
+            raise ValueError(f"height, width: {views.height}, {views.width}; context_masks are {tuple(context_masks.shape[1:])}")
+        if context_valid is None:
+            context_valid = torch.ones(context_masks.shape, dtype=torch.bool)
+        if context_valid.shape != context_masks.shape:
+            raise ValueError(f"context_valid: shape {tuple(context_valid.shape)}, expected that of the masks, {tuple(context_masks.shape)}")
+        check_scene(splats, views)
+        geometry = Geometry.of(splats.to("cpu"), views.to("cpu"), options)
+        csr = pixels.offsets.numpy(), pixels.indices.numpy(), pixels.weights.numpy()
+        gathered = gather_tokens(geometry, csr, pixels.tokens, context_valid.cpu().numpy().ravel())
+        offsets, indices, weights = (torch.from_numpy(array).to(splats.means.device) for array in gathered)
+        return cls(offsets, indices, weights, pixels.grid, {**pixels.options, "lift": "transposed_weights"})
+
+
+_TENSORS = ("offsets", "indices", "weights")
 
 
 def _check(masks: Tensor, grid: tuple[int, int], no_neighbour: str, upsample_grid: str) -> None:

@@ -1,4 +1,4 @@
-"""From a splatted feature image to the student's targets: blend within masks, down-sample to tokens, find the holes.
+"""From a splatted feature image to the student's targets: blend within masks, down-sample to tokens.
 
 Images of features are channel-last here, [...,H,W,C], as `rasterize` returns them. Blending, down-sampling and compositing are linear in
 the features, and none of them divides by the accumulated alpha.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.splat.lift import TokenLift
-from training.splat.rasterize import rasterize
-from training.splat.transposed import SparseLift
+from training.splat.lift import Lift
+from training.splat.rasterize import render
+from training.splat.types import DEFAULT, RasterOptions, Splats, Views, check_scene
 
 
 @dataclass(frozen=True)
@@ -65,106 +65,49 @@ def downsample(features: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.movedim(1, -1).reshape(*features.shape[:-3], *grid, features.shape[-1])
 
 
-def holes_by_alpha(alpha_tokens: Tensor, threshold: float = 0.5) -> Tensor:
-    """Tokens [...,h,w] on which too little was splatted: accumulated alpha, sampled as `downsample` does, at or below `threshold`."""
-    return alpha_tokens <= threshold
-
-
-def holes_by_colour(colour: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The published rule: a token [...,h,w] is a hole where the colour [...,H,W,3] splatted to its patch's top-left pixel is black."""
-    return resize_nearest((colour == 0).all(dim=-1), grid)
-
-
 @torch.no_grad()
 def render_token_targets(
-    means: Tensor,
+    splats: Splats,
     *,
-    covars: Tensor | None = None,
-    quats: Tensor | None = None,
-    scales: Tensor | None = None,
-    opacities: Tensor,
+    lift: Lift,
     tokens: Tensor,
-    context_masks: Tensor | None = None,
-    lift: TokenLift | SparseLift | None = None,
     target_mask: Tensor,
     viewmat: Tensor,
     K: Tensor,
     blend: float = 0.5,
     grid: tuple[int, int] | None = None,
-    no_neighbour: str = "zero",
-    upsample_grid: str = "align_corners",
-    near_plane: float = 0.2,
-    rasterize_mode: str = "classic",
-    alpha_clamp: float = 0.999,
-    reference_compat: bool = False,
+    options: RasterOptions = DEFAULT,
 ) -> TokenTargets:
     """Lift, splat, blend and down-sample at full resolution: the teacher's context tokens as the target view should see them.
 
     Args:
-        means, covars or (quats, scales), opacities: N Gaussians; see `rasterize`.
-        tokens: [V,h,w,C] teacher features of the context views; splatted in the dtype of `means`.
-        context_masks: [V,H,W] integer labels, for N = V*H*W pixel-aligned Gaussians in the order view, row, column; or
-        lift: from the tokens to any Gaussians.
+        splats: N Gaussians.
+        lift: from the tokens to these Gaussians.
+        tokens: [V,h,w,C] teacher features of the context views; splatted in the dtype of the splats.
         target_mask: [Ht,Wt] integer labels, at the resolution to render.
         viewmat: [4,4] world-to-camera and K: [3,3] pixels of the target view, for the size of `target_mask`.
         blend: weight of the splatted feature against its mask's mean; 1 means no blending.
         grid: (h,w) of the targets; that of the tokens by default.
-        no_neighbour, upsample_grid: see `TokenLift.from_masks`. The rest: see `rasterize`.
+        options: how the Gaussians are drawn.
 
     Not normalised by alpha: where alpha < 1, targets shrink. Runs under `no_grad`. Source: Splat and Distill, supervision of the student.
     """
     if tokens.ndim != 4:
         raise ValueError(f"tokens: shape {tuple(tokens.shape)}, expected [V,h,w,C]")
-    token_grid = (tokens.shape[1], tokens.shape[2])
-    if lift is None:
-        if context_masks is None or context_masks.ndim != 3 or len(tokens) != len(context_masks):
-            shapes = f"{tuple(tokens.shape)} and {None if context_masks is None else tuple(context_masks.shape)}"
-            raise ValueError(f"tokens, context_masks: shapes {shapes}, expected [V,h,w,C] and [V,H,W]")
-        lift = TokenLift.from_masks(context_masks, token_grid, no_neighbour=no_neighbour, upsample_grid=upsample_grid)
     if target_mask.ndim != 2:
         raise ValueError(f"target_mask: shape {tuple(target_mask.shape)}, expected [H,W]")
     if not 0.0 <= blend <= 1.0:
         raise ValueError(f"blend: {blend}, expected a number in [0,1]")
-    if len(means) != lift.gaussians:
-        raise ValueError(f"means: {len(means)} Gaussians, but {lift.gaussians} pixels of context_masks, or rows of lift; expected one each")
     height, width = target_mask.shape
-    features_vhwc, alpha_vhw1 = rasterize(
-        means,
-        covars=covars,
-        quats=quats,
-        scales=scales,
-        opacities=opacities,
-        colors=lift.apply(tokens.flatten(0, 2).to(means.dtype)),
-        viewmats=viewmat[None],
-        Ks=K[None],
-        width=width,
-        height=height,
-        near_plane=near_plane,
-        rasterize_mode=rasterize_mode,
-        alpha_clamp=alpha_clamp,
-        reference_compat=reference_compat,
-    )
+    view = Views(viewmat[None], K[None], width, height)
+    if len(splats) != lift.gaussians:
+        raise ValueError(f"means: {len(splats)} Gaussians, but {lift.gaussians} rows of lift; expected one each")
+    colors = lift.apply(tokens.flatten(0, 2).to(splats.means.dtype))
+    check_scene(splats, view, colors)
+    features_vhwc, alpha_vhw1 = render(splats, view, options, colors)
     blended = blend_with_mask(features_vhwc[0], target_mask, blend)
-    grid = grid or token_grid
+    grid = grid or (tokens.shape[1], tokens.shape[2])
     return TokenTargets(downsample(blended, grid), downsample(alpha_vhw1[0], grid)[..., 0])
-
-
-def reference_fov_K(K: Tensor, width: int, height: int) -> Tensor:  # noqa: N802
-    """The intrinsics [...,3,3] that the published code really renders with, for parity runs only; `K` in pixels of a width x height image.
-
-    It keeps the angles between the rays through the middles of opposite image edges, and moves the principal point to the image's centre.
-    """
-    size = torch.tensor([width, height], dtype=K.dtype, device=K.device)
-    edge_low = K.new_tensor([[0.0, height / 2, 1.0], [width / 2, 0.0, 1.0]])
-    edge_high = K.new_tensor([[width, height / 2, 1.0], [width / 2, height, 1.0]])
-    inverse = torch.linalg.inv(K)
-    low, high = (torch.nn.functional.normalize(edge @ inverse.mT, dim=-1) for edge in (edge_low, edge_high))
-    half_angle = torch.acos((low * high).sum(dim=-1)) / 2
-    centred = torch.zeros_like(K)
-    centred[..., [0, 1], [0, 1]] = size / (2 * torch.tan(half_angle))
-    centred[..., :2, 2] = size / 2
-    centred[..., 2, 2] = 1
-    return centred
 
 
 def _region_means(features_pc: Tensor, labels_bhw: Tensor) -> tuple[Tensor, Tensor]:

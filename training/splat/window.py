@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from storage.domain import Frame, Gaussians
 from storage.records.operators import TokenOperator
-from training.splat.lift import TokenLift
+from training.splat.lift import Lift
 from training.splat.operator import build_token_operator
-from training.splat.transposed import SparseLift
+from training.splat.types import Splats, Views
 
 
-def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int, int]) -> TokenLift | SparseLift:
+def window_lift(gaussians: Gaussians, context: Sequence[Frame], grid: tuple[int, int]) -> Lift:
     """From the context's tokens, a grid (h,w) in each view, to its Gaussians; on the CPU. Where these are pixel-aligned each takes its
-    pixel's feature, else the mean of the valid context pixels in which it shows, and none where it shows in none."""
+    pixel's feature, else the mean of the valid context pixels in which it is visible, and none where it is visible in none."""
     masks = torch.from_numpy(np.stack([_labels(view) for view in context]))
     if gaussians.pixel_aligned:
-        return TokenLift.from_masks(masks, grid)
-    return SparseLift.from_transposed_weights(
-        **_tensors(gaussians),
-        context_masks=masks,
-        context_valid=torch.from_numpy(np.stack([view.valid for view in context])),
-        grid=grid,
-        viewmats=torch.from_numpy(np.stack([view.camera.w2c for view in context]).astype(np.float32)),
-        Ks=torch.from_numpy(np.stack([view.camera.K for view in context]).astype(np.float32)),
+        return Lift.from_masks(masks, grid)
+    height, width = masks.shape[1:]
+    viewmats, Ks = (
+        torch.from_numpy(np.stack(matrices).astype(np.float32))
+        for matrices in ([view.camera.w2c for view in context], [view.camera.K for view in context])
     )
+    valid = torch.from_numpy(np.stack([view.valid for view in context]))
+    return Lift.from_visibility(Splats.from_record(gaussians), Views(viewmats, Ks, width, height), masks, grid, context_valid=valid)
 
 
 OPERATOR_PATCH = 14  # pixels of a token's side, where nothing else is asked for
@@ -46,16 +44,16 @@ class WindowSplat:
         height, width = context[0].valid.shape
         self.grid = height // patch, width // patch
         self.lift = window_lift(gaussians, context, self.grid)
-        if isinstance(self.lift, SparseLift):
-            shown = self.lift.offsets.diff().numpy() > 0
-            gaussians = replace(gaussians, opacities=np.where(shown, gaussians.opacities, np.float32(0)))
+        if not gaussians.pixel_aligned:
+            visible = self.lift.offsets.diff().numpy() > 0
+            gaussians = replace(gaussians, opacities=np.where(visible, gaussians.opacities, np.float32(0)))
         self.gaussians = gaussians
 
     def operator(self, target: Frame, with_blend: bool = True, source_hash: str = "") -> TokenOperator:
         """The operator into `target`, whose tokens lie on the same grid as the context's."""
         camera = target.camera
         return build_token_operator(
-            **_tensors(self.gaussians),
+            Splats.from_record(self.gaussians),
             lift=self.lift,
             target_mask=torch.from_numpy(_labels(target)),
             viewmat=torch.from_numpy(camera.w2c.astype(np.float32)),
@@ -71,7 +69,3 @@ def _labels(frame: Frame) -> np.ndarray:
     if frame.labels is None:
         raise ValueError(f"frame {frame.name}: its labels were not read; the splat is lifted and blended by them")
     return frame.labels.astype(np.int32)
-
-
-def _tensors(gaussians: Gaussians) -> dict[str, Any]:
-    return {name: torch.from_numpy(getattr(gaussians, name)) for name in ("means", "quats", "scales", "opacities")}

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from storage.records.operators import SparseRows
-from training.splat.lift import TokenLift
-from training.splat.operator import Matrices, Sampling
-from training.splat.transposed import SparseLift
+from training.splat.lift import Lift
+from training.splat.sampling import Matrices, Sampling
+from training.splat.types import RasterOptions, Splats, Views
 
 _CHANNELS = 128  # per render: N x channels gradients are held at once
 _SLACK = 0.05  # pixels, for the renderer's rounding
@@ -28,63 +28,40 @@ class Renderer(Protocol):
     """One view of N Gaussians."""
 
     def footprints(self) -> tuple[Tensor, Tensor]:
-        """Centres [N,2] and half extents [N,2] (x and y, pixels) beyond which a Gaussian shows nowhere; 0 where it shows nowhere at all."""
+        """Centres [N,2] and half extents [N,2] (x and y, pixels) beyond which a Gaussian is not visible; 0 for one that nowhere is."""
 
     def render(self, colors: Tensor) -> tuple[Tensor, Tensor]:
         """Features [H,W,C] of colors [N,C], differentiable, and alpha [H,W]."""
 
 
 def matrices_by_gsplat(
-    means: Tensor,
-    covars: Tensor | None,
-    quats: Tensor | None,
-    scales: Tensor | None,
-    opacities: Tensor,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    near_plane: float,
-    far_plane: float,
-    eps2d: float,
-    rasterize_mode: str,
-    alpha_clamp: float,
-    lift: TokenLift | SparseLift,
-    sampling: Sampling,
-    grid: tuple[int, int],
+    splats: Splats, view: Views, options: RasterOptions, lift: Lift, sampling: Sampling, grid: tuple[int, int]
 ) -> Matrices:
     """S, R and alpha of one checked CUDA view. In saturated pixels gsplat's backward leaves weights with a relative error up to 3e-4."""
-    from training.splat.gsplat_cuda import footprints_gsplat, rasterize_gsplat
+    from training.splat.cuda.gsplat import footprints_gsplat, rasterize_gsplat
 
     class Gsplat:
         def footprints(self) -> tuple[Tensor, Tensor]:
-            return footprints_gsplat(
-                means, covars, quats, scales, opacities, viewmats, Ks, width, height, near_plane, far_plane, eps2d
-            )  # fmt: skip
+            return footprints_gsplat(splats, view, options)
 
         def render(self, colors: Tensor) -> tuple[Tensor, Tensor]:
-            features, alpha = rasterize_gsplat(
-                means, covars, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane, far_plane, eps2d, None,
-                rasterize_mode, alpha_clamp,
-            )  # fmt: skip
+            features, alpha = rasterize_gsplat(splats, view, options, colors)
             return features[0], alpha[0, ..., 0]
 
-    return matrices_by_cotangents(Gsplat(), lift.to(means.device), sampling, (height, width), grid)
+    return matrices_by_cotangents(Gsplat(), lift.to(splats.means.device), sampling, (view.height, view.width), grid)
 
 
-def matrices_by_cotangents(
-    renderer: Renderer, lift: TokenLift | SparseLift, sampling: Sampling, size: tuple[int, int], grid: tuple[int, int]
-) -> Matrices:
+def matrices_by_cotangents(renderer: Renderer, lift: Lift, sampling: Sampling, size: tuple[int, int], grid: tuple[int, int]) -> Matrices:
     """S, R and alpha from renders of W^T V, on the device of the lift; V is an image [H,W,C] of what to look for."""
-    device, (height, width) = lift.rows()[0].device, size
+    device, (height, width) = lift.offsets.device, size
     centres, reach = (x.double() for x in renderer.footprints())
     cell = height / grid[0], width / grid[1]
     phases = [tokens_apart(cell[axis], grid[axis], float(reach[:, 1 - axis].max()) if len(reach) else 0.0) for axis in (0, 1)]
     token_nc = _token_met(centres, cell, grid, phases)
 
-    places, columns = torch.from_numpy(sampling.taps), len(sampling.columns)
+    indices, columns = torch.from_numpy(sampling.taps), len(sampling.columns)
     rows, cols = torch.from_numpy(sampling.rows), torch.from_numpy(sampling.columns)
-    taps = (rows[places // columns] * width + cols[places % columns]).to(device)
+    taps = (rows[indices // columns] * width + cols[indices % columns]).to(device)
     tap_weights = torch.from_numpy(sampling.weights).float().to(device)
     token = torch.arange(grid[0] * grid[1], device=device)
     channel = token // grid[1] % phases[0] * phases[1] + token % grid[1] % phases[1]
@@ -97,8 +74,8 @@ def matrices_by_cotangents(
         wanted = torch.arange(first, min(first + _CHANNELS, n_phases + n_masks), device=device)
         looked_for = torch.zeros(height * width, len(wanted), device=device)
         of_token = ((channel >= first) & (channel < first + len(wanted))).nonzero()[:, 0]
-        place = taps[of_token] * len(wanted) + channel[of_token, None] - first
-        looked_for.view(-1).index_add_(0, place.flatten(), tap_weights[of_token].flatten())
+        element = taps[of_token] * len(wanted) + channel[of_token, None] - first
+        looked_for.view(-1).index_add_(0, element.flatten(), tap_weights[of_token].flatten())
         mask_channel = masks_hw + n_phases - first
         of_mask = ((masks_hw >= 0) & (mask_channel >= 0) & (mask_channel < len(wanted))).nonzero()[:, 0]
         looked_for[of_mask, mask_channel[of_mask].long()] = 1.0
@@ -116,8 +93,8 @@ def matrices_by_cotangents(
         parts.append(_through_lift(lift, gaussian, row, seen_nc[gaussian, c]))
 
     keys, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    keys, place = torch.unique(keys, return_inverse=True)
-    sums = torch.zeros(len(keys), dtype=torch.float64, device=device).index_add_(0, place, values).cpu().numpy()
+    keys, number = torch.unique(keys, return_inverse=True)
+    sums = torch.zeros(len(keys), dtype=torch.float64, device=device).index_add_(0, number, values).cpu().numpy()
     row, column = np.divmod(keys.cpu().numpy(), lift.tokens)
     offsets = np.searchsorted(row, np.arange(n_tokens + n_masks + 1))
     cut = offsets[n_tokens]
@@ -150,12 +127,12 @@ def _token_met(centres: Tensor, cell: tuple[float, float], grid: tuple[int, int]
     return (nearest[0][:, :, None] * grid[1] + nearest[1][:, None, :]).flatten(1)
 
 
-def _through_lift(lift: TokenLift | SparseLift, gaussian: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _through_lift(lift: Lift, gaussian: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Entries (row, Gaussian, weight) as entries in token space: keys row * Nctx + token, and weights in float64."""
-    offsets, tokens, lift_weights = lift.rows()
-    begin, length = offsets[gaussian], offsets[gaussian + 1] - offsets[gaussian]
+    begin = lift.offsets[gaussian].long()
+    length = lift.offsets[gaussian + 1] - begin
     source = torch.repeat_interleave(torch.arange(len(gaussian), device=gaussian.device), length)
     entry = torch.arange(len(source), device=gaussian.device) - (length.cumsum(0) - length)[source] + begin[source]
-    keys = row[source] * lift.tokens + tokens[entry]
-    values = weight[source].double() * lift_weights[entry]
+    keys = row[source] * lift.tokens + lift.indices[entry]
+    values = weight[source].double() * lift.weights[entry]
     return keys[values > 0], values[values > 0]

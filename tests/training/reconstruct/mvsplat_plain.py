@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.reconstruct.mvsplat import depth_predictor, plane_sweep, transformer, unet
+from training.reconstruct.mvsplat import depth_predictor, plane_sweep, transformer, unet
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -36,12 +36,12 @@ def plain_correlate(features: Tensor, K: Tensor, poses: Tensor, disparities: Ten
 def plain() -> Iterator[None]:
     """Inside, the encoder computes the plain way."""
     with ExitStack() as stack:
-        for module, name, twin in (
+        for module, name, reference in (
             (transformer, "attend", plain_attend),
             (depth_predictor, "correlate", plain_correlate),
             (unet.F, "scaled_dot_product_attention", plain_attention),
             (transformer, "_FFN_TOKENS", 1 << 40),
             (depth_predictor, "_STRIP_PIXELS", 1 << 40),
         ):
-            stack.enter_context(patch.object(module, name, twin))
+            stack.enter_context(patch.object(module, name, reference))
         yield

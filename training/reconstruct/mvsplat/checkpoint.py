@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from configs import ConfigError
-from pipeline.reconstruct.mvsplat.encoder import MVSplatEncoder
 from storage import location
+from training.reconstruct.mvsplat.encoder import MVSplatEncoder
 
 RULE = "rule"
 

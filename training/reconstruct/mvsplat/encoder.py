@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.reconstruct.mvsplat.cnn import DOWNSCALE, MatchingCNN
-from pipeline.reconstruct.mvsplat.depth_predictor import RAW_CHANNELS, DepthPredictor
-from pipeline.reconstruct.mvsplat.gaussian_adapter import SHAPE_CHANNELS, adapt
-from pipeline.reconstruct.mvsplat.transformer import MultiViewTransformer
-from pipeline.reconstruct.mvsplat.unet import VIEWS
+from training.reconstruct.mvsplat.cnn import DOWNSCALE, MatchingCNN
+from training.reconstruct.mvsplat.depth_predictor import RAW_CHANNELS, DepthPredictor
+from training.reconstruct.mvsplat.gaussian_adapter import SHAPE_CHANNELS, adapt
+from training.reconstruct.mvsplat.transformer import MultiViewTransformer
+from training.reconstruct.mvsplat.unet import VIEWS
 
 MULTIPLE = 4 * DOWNSCALE  # the U-Nets halve four times in all
 

@@ -12,10 +12,10 @@ import torch
 from configs import ConfigError
 from configs.fields import REQUIRED, check_above
 from pipeline.reconstruct.base import BadContext, Reconstructor, check_pair, choose_device
-from pipeline.reconstruct.mvsplat.checkpoint import RULE, load_encoder
-from pipeline.reconstruct.mvsplat.encoder import MULTIPLE
 from storage.domain import Camera, Frame, Gaussians
 from training.model.weights import hash_weights
+from training.reconstruct.mvsplat.checkpoint import RULE, load_encoder
+from training.reconstruct.mvsplat.encoder import MULTIPLE
 from training.splat.window import OPERATOR_PATCH
 
 _BOTH = 112  # the least common multiple of MULTIPLE and OPERATOR_PATCH

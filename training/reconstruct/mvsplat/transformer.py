@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.reconstruct.mvsplat.cnn import CHANNELS
+from training.reconstruct.mvsplat.cnn import CHANNELS
 
 LAYERS = 6
 SPLITS = 2

@@ -1,4 +1,4 @@
-"""The splat written for reading: every Gaussian over every pixel, nearest first, in float64. The kernels' oracle, on small scenes."""
+"""The splat written for reading: every Gaussian over every pixel, nearest first, in float64. What the kernels must give."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Render(NamedTuple):
     fragile: np.ndarray  # [H,W] bool
 
 
-def project_twin(
+def project_reference(
     means_n3: np.ndarray,
     covars_n33: np.ndarray,
     opacities_n: np.ndarray,
@@ -64,7 +64,7 @@ def project_twin(
         return Projection(valid, focal * slope + centre, z, conic, opacity)
 
 
-def composite_twin(
+def composite_reference(
     projection: Projection, colors_nc: np.ndarray, width: int, height: int, background: np.ndarray | None = None, alpha_clamp: float = 0.999
 ) -> Render:
     """Front-to-back compositing of one view."""

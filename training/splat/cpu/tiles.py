@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from training.splat.kernels import SPLAT, TILE, bin_to_tiles, composite_tile, project, render_tiles
+from training.splat.cpu.kernels import SPLAT, TILE, bin_to_tiles, composite_tile, project, render_tiles
+from training.splat.types import RasterOptions, Splats, Views
 
 _ROOM = 128  # contributions per pixel that are made room for at first
 
@@ -21,8 +23,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Geometry(NamedTuple):
-    """Checked, contiguous float64 arrays: N Gaussians and V cameras, as `rasterize` takes them."""
+@dataclass(frozen=True)
+class Geometry:
+    """A checked scene as the kernels take it: contiguous float64 arrays."""
 
     means: np.ndarray  # [N,3]
     covars: np.ndarray  # [N,3,3]
@@ -31,10 +34,14 @@ class Geometry(NamedTuple):
     Ks: np.ndarray  # [V,3,3]
     width: int
     height: int
-    near_plane: float
-    far_plane: float
-    eps2d: float
-    antialiased: bool
+    options: RasterOptions
+
+    @classmethod
+    def of(cls, splats: Splats, views: Views, options: RasterOptions) -> Geometry:
+        """Of tensors on the CPU."""
+        tensors = (splats.means, splats.covariances(), splats.opacities, views.viewmats, views.Ks)
+        means, covars, opacities, viewmats, Ks = (tensor.detach().double().contiguous().numpy() for tensor in tensors)
+        return cls(means, covars, opacities, viewmats, Ks, views.width, views.height, options)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -53,10 +60,11 @@ class TiledView(NamedTuple):
 
 def tile_view(geometry: Geometry, view: int) -> TiledView:
     """Projects, sorts by depth and bins to tiles."""
-    g, n = geometry, len(geometry.means)
+    g, n, options = geometry, len(geometry.means), geometry.options
     splats, ids = np.empty(n, SPLAT), np.empty(n, np.int32)
     camera = g.viewmats[view], g.Ks[view], g.width, g.height
-    count = project(g.means, g.covars, g.opacities, *camera, g.near_plane, g.far_plane, g.eps2d, g.antialiased, splats, ids)
+    limits = options.near_plane, options.far_plane, options.eps2d, options.rasterize_mode == "antialiased"
+    count = project(g.means, g.covars, g.opacities, *camera, *limits, splats, ids)
     # Nearest first, by float32 depth. Depths are positive, so their bits sort as they do; the index below them breaks ties.
     keys = splats["depth"][:count].astype(np.float32).view(np.uint32).astype(np.uint64) << np.uint64(32)
     order = (np.sort(keys | np.arange(count, dtype=np.uint64)) & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -83,7 +91,7 @@ class Contributions(NamedTuple):
 
 
 def composite_row_of_tiles(
-    geometry: Geometry, view: TiledView, row: int, alpha_clamp: float, parts: Callable[[Box], Iterable[Box]]
+    geometry: Geometry, view: TiledView, row: int, parts: Callable[[Box], Iterable[Box]]
 ) -> Iterator[tuple[Box, Contributions, np.ndarray]]:
     """From left to right, in those parts of each tile that `parts` names: the part, its contributions, and what each slot lets pass.
 
@@ -97,7 +105,7 @@ def composite_row_of_tiles(
         splats, ids, in_order = view.splats[near], view.ids[near], np.arange(len(near), dtype=np.int32)
         x0, y0 = column * TILE, row * TILE
         for box in parts(Box(x0, min(x0 + TILE, geometry.width), y0, min(y0 + TILE, geometry.height))):
-            entries, weights = composite_tile(splats, in_order, *box, alpha_clamp, entries, weights, counts, transmittance)
+            entries, weights = composite_tile(splats, in_order, *box, geometry.options.alpha_clamp, entries, weights, counts, transmittance)
             yield box, Contributions(entries, weights, counts, ids), transmittance
 
 
@@ -111,9 +119,10 @@ def on_threads(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Re
         return list(pool.map(task, items))
 
 
-def rasterize_cpu(geometry: Geometry, colors: np.ndarray, backgrounds: np.ndarray, alpha_clamp: float) -> tuple[np.ndarray, np.ndarray]:
+def rasterize_cpu(geometry: Geometry, colors: np.ndarray, backgrounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`rasterize` on checked, contiguous arrays: colors [N,C] and backgrounds [V,C] are both float32 or both float64, as is the result."""
     views, width, height = len(geometry.viewmats), geometry.width, geometry.height
+    clamp = geometry.options.alpha_clamp
     tiles_x, tiles_y = geometry.tiles
     features = np.empty((views, height * width, colors.shape[1]), colors.dtype)
     alpha = np.empty((views, height * width), colors.dtype)
@@ -124,7 +133,7 @@ def rasterize_cpu(geometry: Geometry, colors: np.ndarray, backgrounds: np.ndarra
         splats, ids, offsets, lists = tiled[view]
         first, last = row * tiles_x, (row + 1) * tiles_x
         target = features[view], alpha[view]
-        render_tiles(first, last, width, height, splats, ids, offsets, lists, alpha_clamp, colors, backgrounds[view], *target)
+        render_tiles(first, last, width, height, splats, ids, offsets, lists, clamp, colors, backgrounds[view], *target)
 
     on_threads(render_row_of_tiles, range(views * tiles_y))
     return features.reshape(views, height, width, -1), alpha.reshape(views, height, width, 1)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.reconstruct.mvsplat.cnn import CHANNELS, DOWNSCALE
-from pipeline.reconstruct.mvsplat.norm import GroupNorm
-from pipeline.reconstruct.mvsplat.plane_sweep import CANDIDATES, correlate, disparity_candidates, relative_poses
-from pipeline.reconstruct.mvsplat.unet import UNet
+from training.reconstruct.mvsplat.cnn import CHANNELS, DOWNSCALE
+from training.reconstruct.mvsplat.norm import GroupNorm
+from training.reconstruct.mvsplat.plane_sweep import CANDIDATES, correlate, disparity_candidates, relative_poses
+from training.reconstruct.mvsplat.unet import UNet
 
 RAW_CHANNELS = 84  # see gaussian_adapter
 

@@ -110,19 +110,19 @@ def mix_rows(taps, tap_weights, begins, lengths, columns, values, n_columns):
 
 
 @_compiled
-def weigh_tokens(pixels, slots, entries, weights, counts, ids, lift_offsets, lift_tokens, lift_weights, place):
+def weigh_tokens(pixels, slots, entries, weights, counts, ids, lift_offsets, lift_tokens, lift_weights, column_of):
     """How much of each token a tile's Gaussians gather from the pixels that they show in, weighed as they are there.
 
     pixels, slots: [P] row of the lift, and slot, of each of the tile's pixels; the lift is one of pixels here. The rest: see `lift_pixels`.
-    place: [Nctx] int32 is scratch, -1 before and after. Returns Gaussians [nnz] int32, tokens [nnz] int32 and sums [nnz] float64; the token
-    Nctx stands for the sum of the weights themselves.
+    column_of: [Nctx] int32 is scratch, -1 before and after. Returns Gaussians [nnz] int32, tokens [nnz] int32 and sums [nnz] float64;
+    the token Nctx stands for the sum of the weights themselves.
     """
-    n_context = place.shape[0]
+    n_context = column_of.shape[0]
     tokens = [np.int32(n_context)]
     for pixel in pixels:
         for e in range(lift_offsets[pixel], lift_offsets[pixel + 1]):
-            if lift_weights[e] > 0 and place[lift_tokens[e]] < 0:
-                place[lift_tokens[e]] = len(tokens)
+            if lift_weights[e] > 0 and column_of[lift_tokens[e]] < 0:
+                column_of[lift_tokens[e]] = len(tokens)
                 tokens.append(lift_tokens[e])
     sums = np.zeros((ids.shape[0], len(tokens)), np.float64)
     for i in range(slots.shape[0]):
@@ -132,9 +132,9 @@ def weigh_tokens(pixels, slots, entries, weights, counts, ids, lift_offsets, lif
             sums[entry, 0] += weight
             for e in range(lift_offsets[pixel], lift_offsets[pixel + 1]):
                 if lift_weights[e] > 0:
-                    sums[entry, place[lift_tokens[e]]] += weight * lift_weights[e]
+                    sums[entry, column_of[lift_tokens[e]]] += weight * lift_weights[e]
     for token in tokens[1:]:
-        place[token] = -1
+        column_of[token] = -1
     count = np.count_nonzero(sums)
     gaussians, columns, values = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)
     end = 0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.reconstruct.mvsplat.norm import GroupNorm
+from training.reconstruct.mvsplat.norm import GroupNorm
 
 VIEWS = 2
 HEAD_WIDTH = 32

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.reconstruct.mvsplat.norm import instance_norm_
+from training.reconstruct.mvsplat.norm import instance_norm_
 
 CHANNELS = 128
 DOWNSCALE = 4

@@ -1,0 +1,1 @@
+"""The networks of the reconstructors: images and cameras to Gaussians, on tensors."""

@@ -1,0 +1,1 @@
+"""MVSplat, written anew and checkpoint-compatible: the frozen feed-forward reconstructor of Splat and Distill."""

@@ -1,0 +1,1 @@
+"""The splat on CUDA, by gsplat."""

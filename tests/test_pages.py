@@ -25,7 +25,7 @@ _COMMAND = re.compile(r"\b(\w+)\.py((?: [\w.]+=[^\s`,#]+)+)")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text()
-    named = {REPOSITORY / path for path in _PATH.findall(text) if "NAME" not in path and path not in COMING}
+    named = {REPOSITORY / path for path in _PATH.findall(text) if "NAME" not in path and "PRESET" not in path and path not in COMING}
     assert [str(path) for path in sorted(named | {page.parent / link for link in _LINK.findall(text)}) if not path.exists()] == []
 
 
@@ -50,7 +50,7 @@ def test_every_command_of_the_readme_is_understood() -> None:
     found = _COMMAND.findall((REPOSITORY / "README.md").read_text())
     assert len(found) > 10
     for name, words in found:
-        schema, required = COMMANDS[name]
+        (schema, required) = next(value for path, value in COMMANDS.items() if Path(path).stem == name)
         given = dict(word.split("=", 1) for word in words.split())
         asked = {key: value for key, value in given.items() if (key, value) not in (("reconstructor", "..."), ("backbone", "..."))}
-        load(name, schema, [*(r for r in required if r.split("=")[0] not in asked), *(f"{key}={value}" for key, value in asked.items())])
+        load(schema, [*(r for r in required if r.split("=")[0] not in asked), *(f"{key}={value}" for key, value in asked.items())])

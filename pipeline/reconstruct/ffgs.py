@@ -76,9 +76,15 @@ class FfgsReconstructor(Reconstructor):
             raise ConfigError(f"reconstructor.model={model}: {error.args[0]}") from error
         self.model, self.pixel_aligned = model, pixel_aligned
         self.device, self.uses_gpu = choose_device(device), device != "cpu"
-        self.pipeline = ffgs.GSPipeline.from_pretrained(
-            weights, model_type=model, device=self.device, processor_overrides=dict(processor or {})
-        )
+        try:
+            self.pipeline = ffgs.GSPipeline.from_pretrained(
+                weights, model_type=model, device=self.device, processor_overrides=dict(processor or {})
+            )
+        except Exception as error:  # the hub's client, file systems and each model's own reader raise what they like
+            raise ConfigError(
+                f"reconstructor.weights={weights}, reconstructor.processor={processor}: ffgs cannot load {model} "
+                f"({type(error).__name__}: {' '.join(str(error).split())})"
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -11,13 +11,16 @@ from training.data.loader import StepSampler
 from training.data.rows import open_rows
 from training.model.lora import RowDropout, add_lora, seed_rows
 from training.model.network import build_networks
+from training.model.registry import find_spec
 from training.model.weights import load_weights
 from training.objective.distill import distill, supervise
 
 
 def test_every_layer_of_a_network_drops_something_else() -> None:
     blocks = [torch.nn.ModuleDict({name: torch.nn.Linear(64, 64) for name in ("qkv", "proj")}) for _ in range(3)]
-    model = add_lora(torch.nn.Sequential(*blocks), LoraConfig(rank=2, dropout=0.5), seed=0)
+    bare = torch.nn.Sequential(*blocks)
+    bare.spec = find_spec("vit_small_patch14_dinov2")  # says which layers take LoRA
+    model = add_lora(bare, LoraConfig(rank=2, dropout=0.5), seed=0)
     seed_rows(model, [7, 8])
     dropouts = [module for module in model.modules() if isinstance(module, RowDropout)]
     assert len(dropouts) == 6

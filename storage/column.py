@@ -151,21 +151,21 @@ class Column:
         try:
             present = self.provenance()
         except NotFound:
-            made = self._made_by()
+            made = self._fingerprint_of_rows()
             if made and made != provenance.fingerprint:
                 raise self._mismatch(
                     f"its rows were made by another configuration ({made[:12]}) than this one ({provenance.fingerprint[:12]})"
                 ) from None
             return None
         different = differences(present.binding, provenance.binding)
-        if different and self._made_by():
+        if different and self._fingerprint_of_rows():
             raise self._mismatch(f"was made by another configuration ({'; '.join(different[:4])})")
         return present
 
     def _mismatch(self, different: str) -> ColumnMismatch:
         return ColumnMismatch(f"{self.url}: {different}; choose another dataset URL or column name, or delete this column")
 
-    def _made_by(self) -> str | None:
+    def _fingerprint_of_rows(self) -> str | None:
         """The fingerprint of what made the rows that are there, None without rows: a note that was set aside can only come back as it was.
 
         A windows table has no shards; its index says it.

@@ -65,7 +65,7 @@ def describe(root: str) -> Iterator[str]:
         (line for name in names if kinds[name] == "windows" and name in current for line in _windows(current[name], notes)),
     )
     yield from _titled(
-        "made by", (line for name in names if name in notes and kinds[name] != "windows" for line in _made_by(name, notes[name]))
+        "provenance", (line for name in names if name in notes and kinds[name] != "windows" for line in _provenance(name, notes[name]))
     )
     yield from _titled("to do", (f"{name}: {line}" for name in names for line in to_do[name]))
     retired = [(n, f) for n in names for f in retired_objects(root, n, of_column[n])]
@@ -169,7 +169,7 @@ def _windows(index: Index, notes: Mapping[str, Provenance]) -> Iterator[str]:
         yield f"  passed over: {passed}"
 
 
-def _made_by(name: str, note: Provenance) -> Iterator[str]:
+def _provenance(name: str, note: Provenance) -> Iterator[str]:
     yield f"{name}: {_settings(note.settings, ('kind',))}"
     if note.inputs:
         yield f"  from {', '.join(note.inputs)}"

@@ -128,7 +128,7 @@ class Lift:
         upsample_grid: str = "align_corners",
         options: RasterOptions = DEFAULT,
     ) -> Lift:
-        """For Gaussians that belong to no pixel: each takes the mean of the context's pixels, weighed as it is visible in them.
+        """For unstructured Gaussians: each takes the mean of the context's pixels, weighed as it is visible in them.
 
         (W^T F) / (W^T 1), with W the weights of the Gaussians in the context's pixels and F the tokens upsampled to those pixels.
 

@@ -6,6 +6,7 @@ held to the key's type. Nothing is interpolated, instantiated or looked up but a
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -23,7 +24,9 @@ from configs.fields import REQUIRED, Choice, Key, keys
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENT = "experiment"
-_NUMBERS = {bool: "true or false", int: "a whole number", float: "a number"}
+_SCALARS: dict[type, tuple[Any, str]] = {
+    bool: (BooleanNode, "true or false"), int: (IntegerNode, "a whole number"), float: (FloatNode, "a number"),
+}  # fmt: skip
 Config = TypeVar("Config")
 Values = dict[str, Any]
 
@@ -33,8 +36,8 @@ def load(schema: type[Config], words: Sequence[str]) -> Config:
 
     Args:
         schema: its dataclass.
-        words: `key=value`; `group=NAME` or `group=PATH.yaml` takes a preset; `experiment=...` one over all keys, whose place in the row
-            does not matter: what the command line says wins.
+        words: `key=value`; `group=NAME` or `group=PATH.yaml` takes a preset; `experiment=...` one over all keys. Their places in the row
+            do not matter: a key of the command line wins over a group of it, and that over the experiment.
 
     Raises:
         ConfigError: a key that there is not, a value that is none, or one that is missing.
@@ -44,7 +47,7 @@ def load(schema: type[Config], words: Sequence[str]) -> Config:
     for name, text in given:
         if name == EXPERIMENT:
             _overlay(schema, values, _preset(EXPERIMENT, text), f"{EXPERIMENT}={text}: ")
-    for name, text in given:
+    for name, text in sorted(given, key=lambda item: not _is_group(schema, item[0])):
         if name != EXPERIMENT:
             _set(schema, values, name, text)
     config = build(schema, values)
@@ -83,23 +86,27 @@ def convert(one: Key, value: Any) -> Any:
         if not isinstance(value, str):
             raise ConfigError(f"{one.path}: {value!r} is not text; put it into quotes")
         return value
-    try:
-        if one.type is bool:
-            return BooleanNode(value, is_optional=False)._value()
-        if one.type is int:
-            return IntegerNode(value, is_optional=False)._value()
-        if one.type is float:
-            return FloatNode(value, is_optional=False)._value()
-        if isinstance(one.type, type) and issubclass(one.type, Enum):
-            return EnumNode(one.type, value, is_optional=False)._value()
-    except OmegaConfBaseException as error:
-        enum = isinstance(one.type, type) and issubclass(one.type, Enum)
-        wanted = f"one of {', '.join(member.name for member in one.type)}" if enum else _NUMBERS[one.type]
-        raise ConfigError(f"{one.path}={value}: must be {wanted}") from error
+    if one.type in _SCALARS or (isinstance(one.type, type) and issubclass(one.type, Enum)):
+        return _scalar(one, value)
     kind = get_origin(one.type) or one.type
     if not isinstance(value, kind):
         raise ConfigError(f"{one.path}={value}: must be a {kind.__name__}")
+    if one.type == list[str]:
+        for part in value:
+            if not isinstance(part, str):
+                raise ConfigError(f"{one.path}: {part!r} is not text; put it into quotes")
     return value
+
+
+def _scalar(one: Key, value: Any) -> Any:
+    """A number, a truth value or a member of an enum, by OmegaConf's rules; `${...}`, which it would look up elsewhere, is none."""
+    enum = None if one.type in _SCALARS else one.type
+    with contextlib.suppress(OmegaConfBaseException):
+        node = EnumNode(enum, value, is_optional=False) if enum else _SCALARS[one.type][0](value, is_optional=False)
+        if isinstance(node._value(), one.type):
+            return node._value()
+    wanted = f"one of {', '.join(member.name for member in enum)}" if enum else _SCALARS[one.type][1]
+    raise ConfigError(f"{one.path}={value}: must be {wanted}")
 
 
 def _split(word: str) -> tuple[str, str]:
@@ -113,17 +120,28 @@ def _set(schema: type, values: Values, path: str, text: str) -> None:
     """Puts what the user typed for one key into `values`."""
     one, inside = _find(schema, values, path)
     if one.nested or one.registry:
-        group = one.field.metadata.get("presets", one.name)
-        inside[one.name] = _whole(one, _preset(group, text, one), f"{path}={text}: ")
+        inside[one.name] = _whole(one, _preset(_group(one), text, one), f"{path}={text}: ")
     else:
         inside[one.name] = convert(one, _read(one, text))
+
+
+def _is_group(schema: type, name: Any) -> bool:
+    return any(name == one.name and (one.nested or one.registry) for one in keys(schema))
+
+
+def _group(one: Key) -> str:
+    """The folder of a key's presets. Raises ConfigError where there are none, for the key has only keys of its own."""
+    if one.nested and "presets" not in one.field.metadata:
+        raise ConfigError(f"{one.path}: has keys of its own; give {one.path}.KEY=VALUE")
+    group: str = one.field.metadata.get("presets", one.name)
+    return group
 
 
 def _overlay(schema: type, values: Values, given: Any, source: str, prefix: str = "") -> None:
     """Puts a preset's values over `values`. source: for messages."""
     if not isinstance(given, dict):
         raise ConfigError(f"{source}not a mapping of keys to values")
-    for name, value in given.items():
+    for name, value in sorted(given.items(), key=lambda item: isinstance(item[1], dict) or not _is_group(schema, item[0])):
         path = f"{prefix}{name}"
         try:
             one, inside = _find(schema, values, path)
@@ -131,9 +149,9 @@ def _overlay(schema: type, values: Values, given: Any, source: str, prefix: str 
                 if one.registry:
                     inside[one.name] = _whole(one, {**inside.get(one.name, {}), **value}, "")
                 else:
-                    _overlay(one.type, inside.setdefault(one.name, {}), value, "", "")
+                    _overlay(schema, values, value, "", f"{path}.")
             elif one.nested or one.registry:
-                inside[one.name] = _whole(one, _preset(one.field.metadata.get("presets", one.name), str(value), one), "")
+                inside[one.name] = _whole(one, _preset(_group(one), str(value), one), "")
             else:
                 inside[one.name] = convert(one, value)
         except ConfigError as error:
@@ -207,11 +225,24 @@ def _read(one: Key, text: str) -> Any:
     """What the user typed, as a plain value."""
     if one.type is str:
         return None if one.optional and text == "null" else text
+    if one.type == list[str]:
+        return _texts(one, text)
     try:
         value = OverridesParser.create().parse_override(f"{one.name}={text}").value()
     except HydraException as error:
         raise ConfigError(f"{one.path}={text}: not a value ({str(error).splitlines()[0]}); quote parts that hold signs") from error
     return _unquoted(value)
+
+
+def _texts(one: Key, text: str) -> list[str]:
+    """`[a, 5e10]` as texts, each as typed: the id of a scene can look like a number, and Hydra's grammar would make one of it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        node = None
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(part, yaml.ScalarNode) for part in node.value):
+        raise ConfigError(f"{one.path}={text}: must be a list of texts, like [a, b]")
+    return [part.value for part in node.value]
 
 
 def _unquoted(value: Any) -> Any:

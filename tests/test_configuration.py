@@ -27,6 +27,7 @@ from configs.schema import (
     WindowsConfig,
     WithdrawConfig,
 )
+from pipeline.reconstruct.base import make_reconstructor
 from tests.conftest import REPOSITORY, command
 
 COMMANDS = {
@@ -130,6 +131,10 @@ def test_other_values_are_read_by_their_type() -> None:
         ("steps.many=3", "unknown key 'steps.many': steps has no keys of its own"),
         ("steps=many", "^steps=many: must be a whole number"),
         ("steps=[1,", "steps=.*: not a value"),
+        ("steps=${oc.env:HOME}", r"^steps=\$\{oc\.env:HOME\}: must be a whole number"),
+        ("lora.patch_embed=${x}", "must be true or false"),
+        ("teacher.mode=${x}", "must be one of ema, frozen"),
+        ("head=512", r"^head: has keys of its own; give head\.KEY=VALUE"),
         ("steps=0", "^steps=0: must be above 0"),
         ("head.student_temperature=nan", "^head.student_temperature=nan: must be above 0"),
         ("supervision.blend=1.5", "^supervision.blend=1.5: must lie between 0 and 1"),
@@ -145,6 +150,57 @@ def test_nonsense_is_refused_in_one_line(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(TrainConfig, [*NEEDED, word])
     assert "\n" not in str(caught.value)
+
+
+def test_ids_of_scenes_are_text_though_they_look_like_numbers(tmp_path: Path) -> None:
+    """Else such a scene would not be held out, and nobody would be told."""
+    needed = ["root=x", "dataset=y"]
+    ids = ["5e10232380", "0123456789", "1234567890", "true", "null"]
+    assert load(BuildShardsConfig, [*needed, f"held_out.scenes=[{', '.join(ids)}]"]).held_out.scenes == ids
+    with pytest.raises(ConfigError, match="must be a list of texts"):
+        load(BuildShardsConfig, [*needed, "held_out.scenes=5e10232380"])
+    (tmp_path / "mine.yaml").write_text("held_out: {scenes: [5e10232380, 1234567890]}")
+    with pytest.raises(ConfigError, match=r"held_out\.scenes: 1234567890 is not text; put it into quotes"):
+        load(BuildShardsConfig, [*needed, f"experiment={tmp_path}/mine.yaml"])
+
+
+def test_a_key_wins_over_its_group_wherever_they_stand(tmp_path: Path) -> None:
+    backbone = load(TrainConfig, [*NEEDED, "backbone.seed=3", "backbone=demo"]).backbone
+    assert (backbone.weights, backbone.seed) == ("random", 3)
+    asked = ["dataset=y", "reconstructor.checkpoint=rule", "reconstructor=mvsplat"]
+    assert load(CacheGaussiansConfig, asked).reconstructor.config.checkpoint == "rule"
+    (tmp_path / "mine.yaml").write_text("backbone.seed: 3\nbackbone: demo\n")
+    words = [*NEEDED, f"experiment={tmp_path}/mine.yaml"]
+    assert load(TrainConfig, words).backbone == backbone
+    assert load(TrainConfig, [*words, "backbone=mae_vitb16"]).backbone == load(TrainConfig, [*NEEDED, "backbone=mae_vitb16"]).backbone
+
+
+TOY = '''
+from dataclasses import dataclass
+
+
+@dataclass
+class Config:
+    size: int = 3
+    """Of the toy, metres."""
+
+
+def make(config):
+    return ("toy", config.size)
+'''
+
+
+def test_another_package_brings_a_reconstructor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy_reconstructor.py").write_text(TOY)
+    (tmp_path / "toys-1.0.dist-info").mkdir()
+    (tmp_path / "toys-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    entries = "[splat_and_distill.reconstructors]\ntoy = toy_reconstructor\ndepth = os\n"
+    (tmp_path / "toys-1.0.dist-info" / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    toy = load(CacheGaussiansConfig, ["dataset=y", "reconstructor=toy", "reconstructor.size=4"]).reconstructor
+    assert make_reconstructor(toy) == ("toy", 4)
+    assert "with reconstructor=toy: reconstructor.size: int = 3" in help_text(CacheGaussiansConfig)
+    assert load(CacheGaussiansConfig, ["dataset=y"]).reconstructor.config.footprint == 0.4, "no package takes the place of ours"
 
 
 def test_choices_are_registered_names_with_keys_of_their_own() -> None:
@@ -176,7 +232,10 @@ def test_an_experiment_of_the_users_own_lies_anywhere(tmp_path: Path) -> None:
     assert (config.backbone.weights, config.optimizer.lr, config.steps, config.output) == ("random", 3e-3, 11, "${oc.env:HOME}")
     for text, message in (
         ("stepps: 9", rf"experiment={mine}: unknown key 'stepps'; did you mean 'steps'"),
-        ("lora: {rnk: 9}", "unknown key 'rnk'; did you mean 'rank'"),
+        ("lora: {rnk: 9}", "unknown key 'lora.rnk'; did you mean 'rank'"),
+        ("head: 512", r"head: has keys of its own; give head\.KEY=VALUE"),
+        ("lora: {rank: 0}", "lora.rank=0: must be above 0"),
+        ("backbone: {weights: 5}", "backbone.weights: 5 is not text"),
         ("steps: many", "steps=many: must be a whole number"),
         ("output: 2024", "output: 2024 is not text"),
         ("- steps", "not a mapping"),

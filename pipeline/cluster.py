@@ -14,6 +14,7 @@ from configs import ConfigError
 from configs.schema import ActorConfig, RayConfig
 
 _PROBE_S = 5.0
+_HTTP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,27 @@ def _probe(address: str, name: str) -> None:
     if not colon:  # auto, local
         return
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S):
-            pass
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S) as connection:
+            is_web_server = _speaks_http(connection)
     except (OSError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{name}={address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or leave the address out for a "
             "local one"
         ) from error
+    if is_web_server:
+        raise ConfigError(
+            f"{name}={address}: a web server answers there, such as Ray's job server; give HOST:PORT as `ray start --head` prints it"
+        )
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """A cluster hangs up, says nothing, or answers in frames."""
+    connection.settimeout(_HTTP_S)
+    try:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 def map_tasks(function: Callable[..., Any], arguments: Iterable[Sequence[Any]], workers: int) -> Iterator[tuple[int, Any]]:

@@ -1,6 +1,8 @@
 """A cluster that is not there is refused at once, in one line that names who gave its address."""
 
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,21 @@ def test_an_address_without_a_cluster_is_refused_before_ray_tries_it(address: st
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
     with pytest.raises(ConfigError, match=message), joined(RayConfig(address.format(port=closed_port()))):
         pass
+
+
+def test_a_web_server_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job server's address without its `http://`: Ray would try it for ten minutes."""
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    address = f"127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    try:
+        with pytest.raises(ConfigError, match=r"ray\.address=.*: a web server answers there"), joined(RayConfig(address)):
+            pass
+    finally:
+        thread.join(10)
+        server.server_close()
 
 
 def test_the_environment_is_named_where_it_gave_the_address(tmp_path: Path) -> None:

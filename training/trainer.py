@@ -48,6 +48,7 @@ class Trainer:
         newest, identity = ranks.from_rank_0((newest, self.identity))
         with ranks.together():
             checkpoint.check_identity(f"rank {ranks.rank}, beside rank 0's {config.output}", identity, self.identity)
+            _check_same_end(ranks, identity["config"], self.identity["config"])
             if newest:
                 planned = self.state.load(config.output, newest, self.identity)
                 if planned < config.steps and ranks.rank == 0:
@@ -165,6 +166,15 @@ class Trainer:
 
 def _dataset_hash(rows: WindowRows) -> str:
     return hashlib.sha256(codec.encode_json(rows.pins)).hexdigest()
+
+
+def _check_same_end(ranks: Ranks, first: dict[str, Any], own: dict[str, Any]) -> None:
+    """What is free from one start of a run to the next is not free between its ranks: they would wait for each other at the end."""
+    for name in ("steps", "until"):
+        if own[name] != first[name]:
+            raise ConfigError(
+                f"rank {ranks.rank}: {name}={own[name]}, but rank 0 has {name}={first[name]}; start all ranks with the same keys"
+            )
 
 
 def _check_grids(config: TrainConfig, height: int, width: int) -> None:

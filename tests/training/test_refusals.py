@@ -6,10 +6,30 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from configs import ConfigError, load
+from configs.schema import TrainConfig
 from tests.conftest import REPOSITORY
+from training.distributed import Ranks
+from training.train import run
+
+
+@pytest.mark.parametrize("name", ["steps", "until"])
+def test_ranks_that_would_end_apart_are_refused(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Nodes that were started with different commands: one would wait for the other for ever."""
+
+    def of_another_start(_: Ranks, value: Any) -> Any:
+        if isinstance(value, tuple) and isinstance(value[1], dict) and "config" in value[1]:
+            return value[0], {**value[1], "config": {**value[1]["config"], name: 3}}
+        return value
+
+    monkeypatch.setattr(Ranks, "from_rank_0", of_another_start)
+    keys = ["backbone=demo", "device=cpu", "batch=2", "loader.workers=0", "steps=4"]
+    with pytest.raises(ConfigError, match=rf"rank 0: {name}=(4|None), but rank 0 has {name}=3; start all ranks with the same keys"):
+        run(load(TrainConfig, [f"dataset={tiny}", f"output={tmp_path}/run", *keys]))
 
 
 @pytest.mark.parametrize(

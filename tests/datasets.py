@@ -61,7 +61,7 @@ def write_dataset(
     if not operators:
         return table
     height, width = scenes[0].frames[0].image.shape[:2]
-    made = _provenance("operators", *of, grid=[height // patch, width // patch])
+    made = _provenance("operators", *of, grid=[height // patch, width // patch], masks="masks")
     _write(root, made, [[_operators(row, made.fingerprint, patch) for row in table.rows_of_shard(n)] for n in shards], of)
     return Table.open(root, ["masks", "windows", "gaussians", "operators"])
 

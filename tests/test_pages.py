@@ -16,7 +16,6 @@ from tests.test_configuration import COMMANDS
 LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
 PAGES = [REPOSITORY / name for name in LISTED if "golden" not in name]
 FLOORS = ("pipeline", "training", "storage")
-COMING = {"training/reconstruct/"}  # the move is under way
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 _PATH = re.compile(r"\b(?:pipeline|training|storage|configs|infra|tests)/[\w./-]*\w/?")
 _COMMAND = re.compile(r"\b(\w+)\.py((?: [\w.]+=[^\s`,#]+)+)")
@@ -25,7 +24,7 @@ _COMMAND = re.compile(r"\b(\w+)\.py((?: [\w.]+=[^\s`,#]+)+)")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text()
-    named = {REPOSITORY / path for path in _PATH.findall(text) if "NAME" not in path and "PRESET" not in path and path not in COMING}
+    named = {REPOSITORY / path for path in _PATH.findall(text) if "NAME" not in path and "PRESET" not in path}
     assert [str(path) for path in sorted(named | {page.parent / link for link in _LINK.findall(text)}) if not path.exists()] == []
 
 
@@ -35,7 +34,7 @@ def test_the_files_that_the_page_of_a_floor_lists_are_there(floor: str) -> None:
     block = next(b for b in (REPOSITORY / floor / "README.md").read_text().split("\n\n") if b.startswith("    ") and ".py" in b)
     names = [name for line in block.splitlines() for name in re.split(r" {2,}", line.strip())[0].split(", ")]
     assert len(names) > 8
-    assert [name for name in names if not (REPOSITORY / floor / name).exists() and f"{floor}/{name}" not in COMING] == []
+    assert [name for name in names if not (REPOSITORY / floor / name).exists()] == []
 
 
 @pytest.mark.parametrize("floor", FLOORS)

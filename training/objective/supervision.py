@@ -33,8 +33,8 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class CachedOperators:
-    """Applies the operators that the dataset holds."""
+class Operators:
+    """Applies the operators of the batch, whether the dataset holds them or the loader builds them from the Gaussians."""
 
     config: SupervisionConfig
 
@@ -43,10 +43,6 @@ class CachedOperators:
         rows, _, h, w, _ = context.shape
         tokens = apply_operators(batch.operators, context.flatten(1, 3), self.config.blend).unflatten(1, (h, w))
         return Supervision(tokens, _keep(batch, batch.operators.alpha.view(rows, h, w), self.config.min_coverage))
-
-
-class OperatorsOnTheFly(CachedOperators):
-    """Applies the operators that the loader builds from the Gaussians: on the device the two are one."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Shuffled:
 
 
 _SOURCES: dict[SupervisionMode, Callable[[SupervisionConfig], Source]] = {
-    SupervisionMode.operators: CachedOperators, SupervisionMode.on_the_fly: OperatorsOnTheFly, SupervisionMode.live: LiveSplat,
+    SupervisionMode.operators: Operators, SupervisionMode.on_the_fly: Operators, SupervisionMode.live: LiveSplat,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from configs.schema import BuildShardsConfig, CacheGaussiansConfig
 from pipeline.columns.gaussians import gaussian_members
 from pipeline.columns.masks import encode_labels
-from pipeline.columns.operators import target_places
+from pipeline.columns.operators import target_indices
 from pipeline.masks import make_mask_source
 from pipeline.plan.scan import blocks
 from pipeline.plan.windows import plan_scene
@@ -143,6 +143,6 @@ def _sampled_operators(
 
     began, size = time.process_time(), 0
     splat = WindowSplat(cloud, context, config.operators.patch)
-    for place in target_places(config.operators.targets, len(targets)):
-        size += sum(map(len, encode_operator(splat.operator(targets[place]), config.operators.values).values()))
+    for index in target_indices(config.operators.targets, len(targets)):
+        size += sum(map(len, encode_operator(splat.operator(targets[index]), config.operators.values).values()))
     return time.process_time() - began, size

@@ -96,8 +96,8 @@ def views_sheet(title: str, views: dict[str, View]) -> Figure:
     any_view = next(iter(views.values()))
     columns = ("real frame", "rendered from context", "|difference| x 4", "alpha", "splatted depth", "mesh's depth")
     figure, axes = picture_grid(len(views), columns, any_view.frame)
-    shown = np.concatenate([view.depth[view.alpha > 0.5] for view in views.values()])
-    low, high = np.quantile(shown, [0.01, 0.99]) if len(shown) else (0.0, 1.0)
+    visible = np.concatenate([view.depth[view.alpha > 0.5] for view in views.values()])
+    low, high = np.quantile(visible, [0.01, 0.99]) if len(visible) else (0.0, 1.0)
     for axis_row, (role, view) in zip(axes, views.items(), strict=True):
         true = view.frame.image.astype(np.float32) / 255
         known = np.zeros_like(view.depth) if view.frame.depth is None else view.frame.depth
@@ -138,10 +138,10 @@ def show(viser: ModuleType, cloud: Gaussians, colours_n3: np.ndarray, frames: Se
     server.scene.set_up_direction("+z")
     covariances = gaussian_covariances(torch.from_numpy(cloud.quats), torch.from_numpy(cloud.scales)).numpy()
     server.scene.add_gaussian_splats("/gaussians", cloud.means, covariances, colours_n3, cloud.opacities[:, None])
-    for place, frame in enumerate(frames):
+    for index, frame in enumerate(frames):
         camera = frame.camera
         server.scene.add_camera_frustum(
-            f"/cameras/{place:02d}",
+            f"/cameras/{index:02d}",
             fov=2 * np.arctan(camera.height / (2 * camera.K[1, 1])),
             aspect=camera.width / camera.height,
             scale=0.1,

@@ -344,7 +344,7 @@ def index_rows(records: Iterable[Record]) -> IndexRows:
         keys.extend(r.keys)
         shard.extend([r.number] * len(r.keys))
         offset.extend(r.offsets)
-        layout.extend(number_of[place] for place in r.layout)
+        layout.extend(number_of[index] for index in r.layout)
         lengths.extend(map(len, r.sizes))
         sizes.extend(chain.from_iterable(r.sizes))
         crc32s.extend(chain.from_iterable(r.crc32s))

@@ -85,5 +85,5 @@ class Gaussians:
         return len(self.means)
 
     def take(self, which: np.ndarray) -> Gaussians:
-        """Those that `which` names (places, or [N] bool), in its order. They no longer are one per pixel."""
+        """Those that `which` names (indices, or [N] bool), in its order. They no longer are one per pixel."""
         return Gaussians(self.means[which], self.quats[which], self.scales[which], self.opacities[which], pixel_aligned=False)

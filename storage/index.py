@@ -155,7 +155,7 @@ class Index:
         self.of: dict[str, str] = note["of"]
         self.kind: str = note["kind"]
         self.provenance: str = note["provenance"]
-        self._layouts = [{name: place for place, name in enumerate(names)} for names in note["layouts"]]
+        self._layouts = [{name: member for member, name in enumerate(names)} for names in note["layouts"]]
         self._shards = _numpy(self._column("shard"))
         sizes, crc32s = self._column("sizes"), self._column("crc32s")
         # As views, whose elements are plain ints in a third of the time that numpy takes.
@@ -269,13 +269,13 @@ class Index:
 
     def locate(self, row: int, name: str) -> Member:
         """Where a member lies. KeyError names the column, the key and what there is."""
-        place = self._layouts[self._layout[row]].get(name)
-        if place is None:
+        member = self._layouts[self._layout[row]].get(name)
+        if member is None:
             raise KeyError(f"column {self.column!r}, key {self.key(row)!r}: no member {name!r}; it has {', '.join(self.members(row))}")
         first = self._first[row]
-        sizes = self._sizes[first : first + place + 1].tolist()
+        sizes = self._sizes[first : first + member + 1].tolist()
         return Member(
-            self.tar_url(self._shard[row]), name, data_offset(self._offset[row], sizes, place), sizes[place], self._crc32s[first + place]
+            self.tar_url(self._shard[row]), name, data_offset(self._offset[row], sizes, member), sizes[member], self._crc32s[first + member]
         )
 
     def tar_sums(self) -> dict[str, str]:

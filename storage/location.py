@@ -1,4 +1,4 @@
-"""Every place is a URL: a local path, `file://`, `s3://`, or anything else that fsspec knows. One small set of calls for all of them.
+"""Every location is a URL: a local path, `file://`, `s3://`, or anything else that fsspec knows. One small set of calls for all of them.
 
 Endpoint and credentials come from the environment, as every AWS tool reads them (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
 `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, ...); nothing here stores, prints or passes on a secret. Failures come back as `StorageError`, one

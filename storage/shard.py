@@ -54,10 +54,10 @@ def pack(rows: Iterable[Row]) -> tuple[bytes, list[Sample]]:
     return stream.getvalue(), samples
 
 
-def data_offset(sample_offset: int, sizes: Sequence[int], place: int) -> int:
-    """Where the data of a sample's member number `place` begins in its tar, from the sizes of the members before it."""
+def data_offset(sample_offset: int, sizes: Sequence[int], member: int) -> int:
+    """Where the data of a sample's member number `member` begins in its tar, from the sizes of the members before it."""
     offset = sample_offset + _BLOCK
-    for size in sizes[:place]:
+    for size in sizes[:member]:
         offset += _BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK
     return offset
 

@@ -58,8 +58,8 @@ def _members(record: Record) -> Iterator[tuple[str, int, int, int]]:
     """Name, offset, size and crc32 of each member of a shard. Raises where the record's parts do not fit each other."""
     rows = zip(record.keys, record.layout, record.offsets, record.sizes, record.crc32s, strict=True)
     for key, layout, offset, sizes, crc32s in rows:
-        for place, (name, size, crc32) in enumerate(zip(record.layouts[layout], sizes, crc32s, strict=True)):
-            yield f"{key}.{name}", shard.data_offset(offset, sizes, place), size, crc32
+        for member, (name, size, crc32) in enumerate(zip(record.layouts[layout], sizes, crc32s, strict=True)):
+            yield f"{key}.{name}", shard.data_offset(offset, sizes, member), size, crc32
 
 
 def check_sum(sha256: str, data: bytes) -> None:

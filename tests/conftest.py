@@ -40,9 +40,9 @@ def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, request:
 
 
 @pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder to write to, once on the local disk and once on S3: what holds for one must hold for the other."""
-    return str(tmp_path / "place") if request.param == "local" else request.getfixturevalue("s3")
+    return str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3")
 
 
 def command(*arguments: str, environment: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:

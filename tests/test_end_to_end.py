@@ -40,12 +40,12 @@ def shell(environment: dict[str, str], arguments: Sequence[str], folder: Path = 
     return output
 
 
-def as_here(words: Sequence[str], places: dict[str, str]) -> list[str]:
-    """A command of the README with the places of this test, and small."""
+def as_here(words: Sequence[str], urls: dict[str, str]) -> list[str]:
+    """A command of the README with the URLs of this test, and small."""
     here = []
     for word in words:
-        for there, place in places.items():
-            word = word.replace(there, place)
+        for there, here in urls.items():
+            word = word.replace(there, here)
         here.append(word)
     return here + [setting for script, settings in SMALL.items() if script in words for setting in settings]
 
@@ -55,7 +55,7 @@ def test_the_commands_of_the_readme(s3: str, rooms: str, s3_environment: dict[st
     environment = {**os.environ, **s3_environment, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     environment["PET_STANDALONE"] = "1"  # torchrun takes a free port
     _install, prepare, train, load = code_blocks(REPOSITORY / "README.md", "Use it")
-    places = {"s3://bucket": s3, "output=weights": f"output={tmp_path}/weights"}
+    urls = {"s3://bucket": s3, "output=weights": f"output={tmp_path}/weights"}
     fs, _ = location.filesystem(s3)
     fs.put(rooms.rstrip("/") + "/", f"{s3}/scannetpp/".removeprefix("s3://"), recursive=True)
 
@@ -65,8 +65,8 @@ def test_the_commands_of_the_readme(s3: str, rooms: str, s3_environment: dict[st
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets need a short path
     try:
         with ray_head(folder / "t", environment) as address:  # on free ports, so not by the README's own line
-            places["http://127.0.0.1:8265"] = address
-            build, cache = (as_here(job, places) for job in jobs)
+            urls["http://127.0.0.1:8265"] = address
+            build, cache = (as_here(job, urls) for job in jobs)
             assert "building" in shell(environment, build)
             shell(environment, cache)
             again = shell(environment, build)
@@ -76,7 +76,7 @@ def test_the_commands_of_the_readme(s3: str, rooms: str, s3_environment: dict[st
         shutil.rmtree(folder, ignore_errors=True)
     assert len(Table.open(f"{s3}/rooms", ["windows", "masks", "features", "gaussians", "operators"])) >= 4
 
-    distil, _without_blending, export, _ = (as_here(words, places) for words in shell_commands(train))
+    distil, _without_blending, export, _ = (as_here(words, urls) for words in shell_commands(train))
     shell(environment, distil)
     run = f"{s3}/runs/with-blending"
     assert [m["step"] for m in read_metrics(run)] == [0, 1, 2]

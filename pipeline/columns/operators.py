@@ -62,10 +62,10 @@ class OperatorsMaker:
             cloud = made[row.key] if made else self._stored(row.number)
             gaussians = decode_gaussians(cloud, [view.camera for view in context])
             splat, members = WindowSplat(gaussians, context, self.patch), {}
-            for place in target_places(self.targets, len(targets)):
-                source = operator_source(self.provenance, row.key, self.table.frames.key(row.window().targets[place]))
-                operator = splat.operator(targets[place], source_hash=source)
-                members[operator_member(place)] = next(iter(encode_operator(operator, self.values).values()))
+            for index in target_indices(self.targets, len(targets)):
+                source = operator_source(self.provenance, row.key, self.table.frames.key(row.window().targets[index]))
+                operator = splat.operator(targets[index], source_hash=source)
+                members[operator_member(index)] = next(iter(encode_operator(operator, self.values).values()))
             yield row.key, {**members, **{name: data for name, data in cloud.items() if name == SKIPPED}}
 
     def _stored(self, window: int) -> dict[str, bytes]:
@@ -75,7 +75,7 @@ class OperatorsMaker:
         return dict(zip(names, parts, strict=True))
 
 
-def target_places(targets: str, frames: int) -> list[int]:
-    """The places among a window's targets that get an operator: all, or so many spread evenly from the first to the last."""
+def target_indices(targets: str, frames: int) -> list[int]:
+    """The indices among a window's targets that get an operator: all, or so many spread evenly from the first to the last."""
     count = frames if targets == "all" else min(int(targets), frames)
-    return sorted({int(place) for place in np.linspace(0, frames - 1, count).round()}) if count > 1 else [frames // 2]
+    return sorted({int(index) for index in np.linspace(0, frames - 1, count).round()}) if count > 1 else [frames // 2]

@@ -38,21 +38,21 @@ class Block:
 def blocks(config: BuildShardsConfig, index: SceneIndex, fingerprint: str) -> list[Block]:
     """The runs of `frames_per_shard` listed frames of a scene.
 
-    A frame's place counts the skipped ones too: where one is mended, only its own run changes. fingerprint: the column's.
+    A frame's position counts the skipped ones too: where one is mended, only its own run changes. fingerprint: the column's.
     """
     listed = {entry.name: entry.number for entry in index.frames}
     for skip in index.skipped:
         counter = _COUNTER.search(skip.frame.rsplit(".", 1)[0])
         if counter:
             listed.setdefault(skip.frame, int(counter[1]))
-    place = {name: i for i, (_, name) in enumerate(sorted((number, name) for name, number in listed.items()))}
-    first_held_out = 0 if index.scene_id in config.held_out.scenes else len(place) * (1 - config.held_out.part)
+    position = {name: i for i, (_, name) in enumerate(sorted((number, name) for name, number in listed.items()))}
+    first_held_out = 0 if index.scene_id in config.held_out.scenes else len(position) * (1 - config.held_out.part)
     runs: dict[int, list[FrameEntry]] = {}
     for entry in index.frames:
-        runs.setdefault(place[entry.name] // config.frames_per_shard, []).append(entry)
+        runs.setdefault(position[entry.name] // config.frames_per_shard, []).append(entry)
     found = []
     for number, entries in sorted(runs.items()):
-        held_out = tuple(place[entry.name] >= first_held_out for entry in entries)
+        held_out = tuple(position[entry.name] >= first_held_out for entry in entries)
         files = [[entry.name, entry.version, out] for entry, out in zip(entries, held_out, strict=True)]
         found.append(Block(number, tuple(entries), held_out, source_digest(fingerprint, index.scene_id, index.version, files)))
     return found

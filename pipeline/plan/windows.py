@@ -2,7 +2,7 @@
 
 A window is a context of V frames and the frames that can be its target. Rules say where the context's ends stand:
 
-    gap         `gap` file numbers apart. Numbers, not places in a list: where frames were dropped, list neighbours may be metres apart
+    gap         `gap` file numbers apart. Numbers, not positions in a list: where frames were dropped, list neighbours may be metres apart
     baseline    at the first frame that stands `min_baseline` metres away, at most `gap` file numbers on
 
 Further context views stand evenly between the ends. Every frame from end to end can be the target, the context's own too.
@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """A row to be: places in its scene's list of frames."""
+    """A row to be: positions in its scene's list of frames."""
 
     context: tuple[int, ...]
     targets: tuple[int, ...]
@@ -77,7 +77,7 @@ def plan_scene(numbers: np.ndarray, c2w_n44: np.ndarray, rule: WindowsConfig) ->
 
 
 def _ends(numbers: np.ndarray, c2w_n44: np.ndarray, rule: WindowsConfig) -> tuple[np.ndarray, list[str]]:
-    """For each frame the place of its window's last frame, and why it has none ("" where it has)."""
+    """For each frame the position of its window's last frame, and why it has none ("" where it has)."""
     count = len(numbers)
     if rule.rule == "gap":
         end = np.searchsorted(numbers, numbers + rule.gap)

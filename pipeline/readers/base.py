@@ -18,7 +18,7 @@ from storage.domain import Frame
 class FrameEntry:
     """One listed frame that can be used, as far as a listing tells.
 
-    name: of the image file; its stem is the frame's key in the scene. number: its place in the sequence, such as the camera's counter.
+    name: of the image file; its stem is the frame's key in the scene. number: its position in the sequence, such as the camera's counter.
     c2w: [4,4] float64 OpenCV camera-to-world, metres of the scene's world frame. mask_url: None where every pixel counts as valid.
     version: changes where anything that this frame alone is made from does (pose, image, mask).
     """

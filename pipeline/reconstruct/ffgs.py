@@ -177,10 +177,10 @@ def _noise(height: int, width: int) -> list[Frame]:
     random = np.random.default_rng(0)
     K = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
     views = []
-    for place in range(2):
+    for view in range(2):
         c2w = np.eye(4)
-        c2w[0, 3] = 0.3 * place
+        c2w[0, 3] = 0.3 * view
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         size = (height, width)
-        views.append(Frame(f"noise {place}", Camera(c2w, K, width, height), image, np.zeros(size, np.uint16), np.ones(size, bool)))
+        views.append(Frame(f"noise {view}", Camera(c2w, K, width, height), image, np.zeros(size, np.uint16), np.ones(size, bool)))
     return views

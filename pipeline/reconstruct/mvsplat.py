@@ -59,13 +59,15 @@ class MVSplatReconstructor(Reconstructor):
     def __init__(self, checkpoint: str, near: float, far: float, batch: int = 1, device: str = "auto") -> None:
         self.device, self.batch = choose_device(device), batch
         self.uses_gpu = device != "cpu"  # the actor may stand on another machine than the one that asks
-        self.near, self.far, self.made_up = near, far, checkpoint == RULE
+        self.near, self.far, self.dummy = near, far, checkpoint == RULE
         self.encoder = load_encoder(checkpoint, self.device)
 
     def describe(self) -> dict[str, Any]:
         return {
             "name": "mvsplat",
-            "weights": "rule: made up, the Gaussians mean nothing" if self.made_up else "checkpoint",
+            "weights": "rule: made up, the Gaussians mean nothing"
+            if self.dummy
+            else "checkpoint",  # binds
             "weights_sha256": hash_weights(self.encoder.state_dict()),
             "near": self.near,
             "far": self.far,

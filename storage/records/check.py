@@ -52,7 +52,7 @@ class RowCheck:
                 self._decode_operators(key, members, provenance, [self.frames.key(frame) for frame in of_window.tolist()])
 
     def _decode_operators(self, key: str, members: Mapping[str, bytes], provenance: str, targets: Sequence[str]) -> None:
-        expected = {operator_member(place): operator_source(provenance, key, frame) for place, frame in enumerate(targets)}
+        expected = {operator_member(index): operator_source(provenance, key, frame) for index, frame in enumerate(targets)}
         unknown = members.keys() - expected.keys() - {SKIPPED}
         if unknown:
             raise ValueError(f"{min(unknown)} is for no target of its window")

@@ -49,8 +49,8 @@ def encode_gaussians(gaussians: Gaussians, cameras: Sequence[Camera]) -> dict[st
     Raises ValueError for values that are not finite; where pixel-aligned Gaussians are not one per pixel, or one that is not transparent
     lies off its pixel's ray; where free ones are all transparent.
     """
-    shown = gaussians.opacities != 0
-    quats = gaussians.quats[shown]
+    visible = gaussians.opacities != 0
+    quats = gaussians.quats[visible]
     if not (np.isfinite(gaussians.opacities).all() and np.isfinite(quats).all() and quats.any(axis=1).all()):
         raise ValueError("opacities must be finite, and quaternions finite and not zero")
     if gaussians.pixel_aligned:
@@ -128,9 +128,9 @@ def decode_gaussians(members: Mapping[str, bytes], cameras: Sequence[Camera]) ->
 
 
 def _members(
-    form: str, gaussians: Gaussians, distance: np.ndarray, metres_per_pixel: np.ndarray, place: Mapping[str, np.ndarray]
+    form: str, gaussians: Gaussians, distance: np.ndarray, metres_per_pixel: np.ndarray, position_planes: Mapping[str, np.ndarray]
 ) -> dict[str, bytes]:
-    """distance, metres_per_pixel [N]: where each Gaussian is; place: the planes of this format alone."""
+    """distance, metres_per_pixel [N]: where each Gaussian is; position_planes: the planes of this format alone."""
     seen = gaussians.opacities > 0
     footprint = np.where(seen[:, None], gaussians.scales / metres_per_pixel[:, None], 1.0)
     if (footprint < 0).any():
@@ -139,7 +139,7 @@ def _members(
     ranges["distance"], distance_plane = _logarithmic(distance, seen, 65535, "<u2")
     ranges["scales"], scales_plane = _logarithmic(np.maximum(footprint, _DOT), seen, 255, "u1")
     planes = {
-        **place,
+        **position_planes,
         "distance": distance_plane[:, None],
         "scales": scales_plane,
         "rotation": _pack_rotations(np.where(seen[:, None], gaussians.quats, np.array([1, 0, 0, 0], np.float32))),

@@ -29,7 +29,7 @@ Option = str | float | bool
 
 @dataclass(frozen=True)
 class SparseRows:
-    """A sparse matrix by rows: row i holds `values` at offsets[i]:offsets[i+1], in the columns of the same places, ascending.
+    """A sparse matrix by rows: row i holds `values` at offsets[i]:offsets[i+1], in the columns at the same offsets, ascending.
 
     offsets [rows+1] int64, columns [nnz] int32, values [nnz] float32.
     """

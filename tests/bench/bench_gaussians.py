@@ -3,7 +3,7 @@ beside plain float16 arrays of the same numbers, 22 bytes a Gaussian.
 
     python tests/bench/bench_gaussians.py [--rounds 5] [--out file.json]
 
-One context pair of a synthetic room at 336 x 448 and the frame in the middle between. `depth`: the mesh's depth; `mvsplat`: made-up
+One context pair of a synthetic room at 336 x 448 and the frame in the middle between. `depth`: the mesh's depth; `mvsplat`: dummy
 weights, whose Gaussians mean nothing but have all that a network's have (offsets, any rotation, any opacity); `free`: half of `depth`'s, as
 of a model that is not pixel-aligned. Errors are against the Gaussians before they were stored: of targets, lifted and splatted from random
 tokens of 384 channels; of the context's colours, in 255ths. CPU time, one thread.

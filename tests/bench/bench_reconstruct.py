@@ -3,7 +3,7 @@ whole warped feature volume, whole heads.
 
     python tests/bench/bench_reconstruct.py [--device cuda] [--pairs 4] [--out file.json]
 
-Each measurement has a process of its own, with made-up weights; times are of one of the `--pairs` that pass together. `cpu s` adds up the
+Each measurement has a process of its own, with dummy weights; times are of one of the `--pairs` that pass together. `cpu s` adds up the
 cores; `peak` is the process's resident memory (all of it, torch included), or on CUDA what the allocator held. `stored` is what the
 `gaussians` column needs: everything but the colours.
 """

@@ -2,7 +2,7 @@
 
     python tests/bench/bench_splat.py [--device cuda] [--rounds 5] [--out file.json]
 
-One context pair of a made-up room (seeded, 336x448, one Gaussian per pixel, some 20 masks in the target), interleaved rounds, medians.
+One context pair of a synthetic room (seeded, 336x448, one Gaussian per pixel, some 20 masks in the target), interleaved rounds, medians.
 `cpu s` adds up the cores. Rows marked * are extrapolated: that many times the measured 3-channel splat. The rasters are the splat alone,
 without lift, blend and down-sample, which the operator contains: `whole way` has them all.
 """

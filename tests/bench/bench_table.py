@@ -2,7 +2,7 @@
 
     python tests/bench/bench_table.py [--rows 10000 100000 1000000] [--shards 10000] [--out file.json]
 
-The tables hold made-up rows and no tars: `frames`, `masks`, `windows` of stride 1 with 9 frames each, `operators` into each of them. A
+The tables hold synthetic rows and no tars: `frames`, `masks`, `windows` of stride 1 with 9 frames each, `operators` into each of them. A
 reader and two workers, fresh processes all, open the same tables one after the other and keep them open together. Opening: wall time of
 the second time, so that the files lie in the page cache. Private: what a process holds for itself (Private_Clean and Private_Dirty), over
 what it held before it opened, after its lookups. A lookup draws a target for a random row and finds what a step in operators mode reads of

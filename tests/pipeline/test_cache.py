@@ -61,7 +61,7 @@ GAUSSIANS_ALONE = ("operators.targets=none",)
 
 @pytest.fixture(scope="module")
 def pairs_64(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A dataset of 64 windows in 16 shards, and MVSplat's Gaussians of them (made-up weights, which mean nothing)."""
+    """A dataset of 64 windows in 16 shards, and MVSplat's Gaussians of them (dummy weights, which mean nothing)."""
     root, url = (str(tmp_path_factory.mktemp(name)) for name in ("rooms_64", "pairs_64"))
     command("pipeline/make_rooms.py", f"root={root}", "rooms=3", "frames=40", "scale=0.125", "val=1", "seed=3")
     made = ("width=96", "height=64", "frames_per_shard=4", "features=none", "source=synthetic-rooms", "licence=MIT", "windows.stride=1")
@@ -97,7 +97,7 @@ def test_a_killed_actor_leaves_no_trace_in_the_column(pairs_64: str, tmp_path: P
     assert hashes(str(tmp_path / "mvsplat")) == hashes(f"{pairs_64}/mvsplat")
 
 
-def test_a_picture_of_made_up_weights_says_that_it_means_nothing(
+def test_a_picture_of_dummy_weights_says_that_it_means_nothing(
     pairs_64: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     titles: list[str] = []

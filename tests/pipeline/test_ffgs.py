@@ -111,15 +111,15 @@ def pair(height: int = HEIGHT, width: int = WIDTH, count: int = 2) -> list[Frame
     random = np.random.default_rng(3)
     K = np.array([[30.0, 0, width / 2 + 1], [0, 28, height / 2], [0, 0, 1]])
     views = []
-    for place in range(count):
-        angle = 0.3 * place
+    for i in range(count):
+        angle = 0.3 * i
         c2w = np.eye(4)
         c2w[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
-        c2w[:3, 3] = [1 + 0.4 * place, 2, 3]
+        c2w[:3, 3] = [1 + 0.4 * i, 2, 3]
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         valid = np.ones((height, width), bool)
         valid[:2] = False
-        views.append(Frame(f"{place}.jpg", Camera(c2w, K, width, height), image, np.zeros((height, width), np.uint16), valid))
+        views.append(Frame(f"{i}.jpg", Camera(c2w, K, width, height), image, np.zeros((height, width), np.uint16), valid))
     return views
 
 

@@ -118,9 +118,9 @@ def test_a_context_of_three_views_within_its_window_is_shown(room: tuple[str, li
     table = write_dataset(str(tmp_path / "rows"), [Scene(scene, frames, windows)], DepthReconstructor(0.4).reconstruct)
     row = table.row(0)
     views = read_views(row)
-    assert [frame.name for frame in views.context] == [frames[place].name for place in (1, 3, 6)]
+    assert [frame.name for frame in views.context] == [frames[i].name for i in (1, 3, 6)]
     assert views.target.name == frames[4].name
-    assert [frame.name for frame in row.frames()] == [frames[place].name for place in (0, 1, 3, 4, 6, 8)]
+    assert [frame.name for frame in row.frames()] == [frames[i].name for i in (0, 1, 3, 4, 6, 8)]
     assert len(views.cloud) == 3 * HEIGHT * WIDTH
     sheet = contact_sheet([views])
     assert [axis.get_title() for axis in sheet.axes[::2]] == ["context 0", "context 1", "context 2", "target (middle)"]

@@ -71,7 +71,7 @@ class Scene:
 
     def read(self, entry):
         if entry.number == 3:
-            raise BadFrame(self.index.scene_id, entry.name, "image_unreadable", "made up")
+            raise BadFrame(self.index.scene_id, entry.name, "image_unreadable", "a toy")
         K = np.array([[50.0, 0, self.width / 2], [0, 50.0, self.height / 2], [0, 0, 1]])
         shape = (self.height, self.width)
         image = np.full((*shape, 3), 10 * entry.number, np.uint8)
@@ -87,7 +87,7 @@ class Reader:
 
     def listing(self, root, scene_id, keep_bad):
         if scene_id == "empty":
-            raise BadScene(scene_id, "no_frames", "made up")
+            raise BadScene(scene_id, "no_frames", "a toy")
         poses = [np.eye(4) for _ in range(14)]
         for number, pose in enumerate(poses):
             pose[0, 3] = 0.02 * number

@@ -47,11 +47,11 @@ def plainly(numbers: Sequence[int], poses: np.ndarray, rule: WindowsConfig) -> t
         if windows and number < numbers[windows[-1].context[0]] + rule.stride:
             continue
         later = range(left + 1, len(numbers))
-        apart = {place: float(np.linalg.norm(poses[place, :3, 3] - poses[left, :3, 3])) for place in later}
+        apart = {i: float(np.linalg.norm(poses[i, :3, 3] - poses[left, :3, 3])) for i in later}
         if rule.rule == "gap":
-            ends = [place for place in later if numbers[place] == number + rule.gap]
+            ends = [i for i in later if numbers[i] == number + rule.gap]
         else:
-            ends = [place for place in later if numbers[place] <= number + rule.gap and apart[place] >= rule.min_baseline]
+            ends = [i for i in later if numbers[i] <= number + rule.gap and apart[i] >= rule.min_baseline]
         if not ends:
             reasons["no_frame_at_gap" if rule.rule == "gap" else "no_frame_at_baseline"] += 1
             continue
@@ -86,7 +86,7 @@ def test_every_window_spans_exactly_the_gap(numbers: list[int], gap: int, stride
     windows, passed = plan(numbers, replace(ANY_POSE, gap=gap, stride=stride))
     starts = [numbers[w.context[0]] for w in windows]
     for start, window in zip(starts, windows, strict=True):
-        inside = [place for place, n in enumerate(numbers) if start <= n <= start + gap]
+        inside = [i for i, n in enumerate(numbers) if start <= n <= start + gap]
         assert window.targets == tuple(inside)
         assert window.context == (inside[0], inside[-1])
         assert numbers[inside[-1]] == start + gap
@@ -120,7 +120,7 @@ def test_a_frame_more_before_a_window_does_not_move_its_middle_view() -> None:
     rule = replace(ANY_POSE, gap=3, stride=1, views=3)
 
     def named(numbers: Sequence[int]) -> dict[int, list[int]]:
-        return {numbers[w.context[0]]: [numbers[place] for place in w.context] for w in plan(numbers, rule)[0]}
+        return {numbers[w.context[0]]: [numbers[i] for i in w.context] for w in plan(numbers, rule)[0]}
 
     without, mended = named(range(10, 30)), named([8, *range(10, 30)])
     assert {start: mended[start] for start in without} == without
@@ -202,7 +202,7 @@ def frames_index(root: str, shards: Sequence[Shard]) -> Index:
 def blocks(scene: str, first: int, frames: int, size: int = 10, **more: Sequence[int]) -> list[Shard]:
     """The shards of a scene's frames, numbered from `first`."""
     runs = [range(start, min(start + size, frames)) for start in range(0, frames, size)]
-    return [Shard(first + place, scene, run, f"{scene}{place}", **more) for place, run in enumerate(runs)]
+    return [Shard(first + i, scene, run, f"{scene}{i}", **more) for i, run in enumerate(runs)]
 
 
 def shards_of(index: Index) -> dict[str, tuple[int, dict]]:
@@ -258,7 +258,7 @@ def test_keys_are_unique_and_rows_lie_by_shard(
         counters = [counter for _, counter in group]
         runs += [(scene, counters[i : i + size]) for i in range(0, len(counters), size)]
     order = np.random.default_rng(len(frames)).permutation(len(runs))
-    shards = [Shard(number, *runs[place], f"tar {place}") for number, place in enumerate(order)]
+    shards = [Shard(number, *runs[i], f"tar {i}") for number, i in enumerate(order)]
     index = frames_index(root, shards)
     rows, planned, following, _ = plan_windows(index, replace(ANY_POSE, rule=rule, views=views, stride=2, min_baseline=0.05))
     assert len(set(rows.keys)) == len(rows.keys)

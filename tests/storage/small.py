@@ -129,9 +129,9 @@ def build(root: str, scenes: tuple[str, ...] = ("a", "b")) -> list[str]:
         made_rows = []
         for row in windows.rows_of_shard(number):
             members = {}
-            for place, target in enumerate(targets[ends[row] : ends[row + 1]].tolist()):
+            for index, target in enumerate(targets[ends[row] : ends[row + 1]].tolist()):
                 source = operator_source(operators_note.fingerprint, windows.key(row), frames.key(target))
-                members[operator_member(place)] = next(iter(encode_operator(operator(source)).values()))
+                members[operator_member(index)] = next(iter(encode_operator(operator(source)).values()))
             made_rows.append((windows.key(row), members))
         return made_rows
 

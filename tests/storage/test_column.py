@@ -57,8 +57,8 @@ def test_every_member_lies_where_the_index_says(content: dict[str, dict[str, byt
     assert tar_bytes == shard.pack(content.items())[0]
     assert [(s.key, *s.names) for s in samples] == [(k, *sorted(files)) for k, files in content.items()]
     for sample in samples:
-        for place, (name, size) in enumerate(zip(sample.names, sample.sizes, strict=True)):
-            offset = shard.data_offset(sample.offset, sample.sizes, place)
+        for member, (name, size) in enumerate(zip(sample.names, sample.sizes, strict=True)):
+            offset = shard.data_offset(sample.offset, sample.sizes, member)
             assert tar_bytes[offset : offset + size] == content[sample.key][name]
     assert dict(shard.unpack(tar_bytes)) == content
     with tarfile.open(fileobj=io.BytesIO(tar_bytes)) as tar:
@@ -91,9 +91,9 @@ def test_a_key_twice_is_refused() -> None:
         shard.pack([("k", {"a": b""}), ("k", {"a": b""})])
 
 
-def test_an_index_finds_every_member(place: str) -> None:
-    build(place, "frames", 3)
-    index = Index.open(place, "frames")
+def test_an_index_finds_every_member(store_url: str) -> None:
+    build(store_url, "frames", 3)
+    index = Index.open(store_url, "frames")
     assert index.all_keys() == [key for n in range(3) for key, _ in rows(n)]
     assert index.shard_of_rows().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert index.members(4) == ["a.bin", "b.json"]
@@ -102,8 +102,8 @@ def test_an_index_finds_every_member(place: str) -> None:
         index.locate(4, "c")
 
 
-def test_only_what_is_missing_is_missing(place: str) -> None:
-    column = build(place, "frames", 4)
+def test_only_what_is_missing_is_missing(store_url: str) -> None:
+    column = build(store_url, "frames", 4)
     assert column.missing(plan(4)) == {}
     before = {name: location.read_bytes(join(column.url, name)) for name in location.list_sizes(column.url)}
     records = [c.record_name for c in column.listing()]
@@ -111,12 +111,12 @@ def test_only_what_is_missing_is_missing(place: str) -> None:
     location.remove(join(column.url, records[2]))
     location.write_bytes(column.tar_url(3), before["frames-000003.tar"][:-512])
     assert column.missing(plan(4)) == {1: [records[1]], 2: [], 3: [records[3]]}
-    build(place, "frames", 4)
+    build(store_url, "frames", 4)
     assert {name: location.read_bytes(join(column.url, name)) for name in location.list_sizes(column.url)} == before
 
 
-def test_a_stale_source_is_missing_and_names_its_record(place: str) -> None:
-    column = build(place, "frames", 3)
+def test_a_stale_source_is_missing_and_names_its_record(store_url: str) -> None:
+    column = build(store_url, "frames", 3)
     before = column.listing()
     changed = [*plan(3)[:1], ShardPlan(1, source_digest("changed")), *plan(3)[2:]]
     assert column.missing(changed) == {1: [before[1].record_name]}
@@ -127,12 +127,12 @@ def test_a_stale_source_is_missing_and_names_its_record(place: str) -> None:
     assert column.missing(changed) == {}
 
 
-def test_a_shard_made_again_with_other_bytes_of_the_same_length_gets_a_new_index(place: str) -> None:
-    column = build(place, "frames", 2)
+def test_a_shard_made_again_with_other_bytes_of_the_same_length_gets_a_new_index(store_url: str) -> None:
+    column = build(store_url, "frames", 2)
     other = [(key, {**files, "b.json": b"[]"}) for key, files in rows(1)]
     column.commit(plan(2)[1], other, MADE.fingerprint, [column.listing()[1].record_name])
     column.write_index(plan(2), {})
-    index = Index.open(place, "frames")
+    index = Index.open(store_url, "frames")
     assert read([index.locate(0, "b.json"), index.locate(3, "b.json")]) == [b"{}", b"[]"]
 
 
@@ -147,16 +147,16 @@ def test_of_two_records_of_one_shard_the_index_takes_the_one_that_fits_its_tar(t
     assert read([index.locate(3, "b.json")]) == [last]
 
 
-def test_another_configuration_is_refused_by_name(place: str) -> None:
-    build(place, "frames", 1)
+def test_another_configuration_is_refused_by_name(store_url: str) -> None:
+    build(store_url, "frames", 1)
     other = replace(MADE, settings={**MADE.settings, "size": {"width": 336, "height": 336}})
     with pytest.raises(ColumnMismatch, match=r"size.width: there 448, here 336\); choose another dataset URL or column name, or delete"):
-        Column(place, "frames").declare(other)
-    location.remove(join(place, "frames", "column.json"))
+        Column(store_url, "frames").declare(other)
+    location.remove(join(store_url, "frames", "column.json"))
     with pytest.raises(ColumnMismatch, match=r"its rows were made by another configuration"):
-        Column(place, "frames").declare(other)
-    Column(place, "frames").declare(MADE)
-    assert Column(place, "frames").provenance() == MADE
+        Column(store_url, "frames").declare(other)
+    Column(store_url, "frames").declare(MADE)
+    assert Column(store_url, "frames").provenance() == MADE
 
 
 def test_a_table_without_shards_keeps_its_note_too(tmp_path) -> None:
@@ -170,30 +170,30 @@ def test_a_table_without_shards_keeps_its_note_too(tmp_path) -> None:
             location.remove(column.note_url)
 
 
-def test_another_release_goes_on_and_an_empty_column_is_declared_anew(place: str) -> None:
+def test_another_release_goes_on_and_an_empty_column_is_declared_anew(store_url: str) -> None:
     other = replace(MADE, settings={"kind": "frames", "size": {"width": 1, "height": 1}})
-    column = build(place, "frames", 0, other)
-    build(place, "frames", 0)
-    assert (column.provenance(), Index.open(place, "frames").provenance) == (MADE, MADE.fingerprint)
-    build(place, "frames", 2)
-    build(place, "frames", 3, replace(MADE, recorded={"code_version": "2", "time": "later"}))
+    column = build(store_url, "frames", 0, other)
+    build(store_url, "frames", 0)
+    assert (column.provenance(), Index.open(store_url, "frames").provenance) == (MADE, MADE.fingerprint)
+    build(store_url, "frames", 2)
+    build(store_url, "frames", 3, replace(MADE, recorded={"code_version": "2", "time": "later"}))
     assert column.provenance().recorded == {"code_version": "1"}
     assert len(column.committed()) == 3
 
 
-def test_of_two_that_declare_at_once_one_is_refused_before_it_writes(place: str) -> None:
+def test_of_two_that_declare_at_once_one_is_refused_before_it_writes(store_url: str) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=declare_at_once, args=(place, width, barrier, results)) for width in (448, 336)]
+    processes = [context.Process(target=declare_at_once, args=(store_url, width, barrier, results)) for width in (448, 336)]
     for process in processes:
         process.start()
     told = dict(results.get(timeout=60) for _ in processes)
     for process in processes:
         process.join()
     (winner,) = [width for width, what in told.items() if what == "declared"]
-    assert Column(place, "frames").provenance().settings["width"] == winner
+    assert Column(store_url, "frames").provenance().settings["width"] == winner
     assert f"width: there {winner}, here {784 - winner}" in told[784 - winner]
-    assert location.list_sizes(join(place, "frames")).keys() == {"column.json"}
+    assert location.list_sizes(join(store_url, "frames")).keys() == {"column.json"}
 
 
 def test_shards_of_another_configuration_get_into_no_index(tmp_path) -> None:
@@ -204,9 +204,9 @@ def test_shards_of_another_configuration_get_into_no_index(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("note", [{"format_version": 1, "config": {"width": 448}}, {"config": {}, "format_version": 1, "from": {}}])
-def test_a_dataset_of_an_older_release_is_refused(place: str, note: dict) -> None:
-    location.write_bytes(join(place, "frames", "column.json"), json.dumps(note, sort_keys=True, separators=(",", ":")).encode())
-    for attempt in (Column(place, "frames").check, Column(place, "frames").declare):
+def test_a_dataset_of_an_older_release_is_refused(store_url: str, note: dict) -> None:
+    location.write_bytes(join(store_url, "frames", "column.json"), json.dumps(note, sort_keys=True, separators=(",", ":")).encode())
+    for attempt in (Column(store_url, "frames").check, Column(store_url, "frames").declare):
         with pytest.raises(
             StorageError, match=r"column.json: an older release made this dataset, .*; build it again at another URL$"
         ) as caught:
@@ -223,16 +223,16 @@ def test_a_damaged_note_of_a_format_version_1_is_no_older_release(tmp_path) -> N
         column.provenance()
 
 
-def test_an_index_that_is_current_is_not_written_again(place: str) -> None:
-    column = build(place, "frames", 2)
+def test_an_index_that_is_current_is_not_written_again(store_url: str) -> None:
+    column = build(store_url, "frames", 2)
     before = location.list_objects(column.url)
-    if location.local_path(place):
+    if location.local_path(store_url):
         for name in before:
             os.utime(f"{column.url}/{name}", ns=(1, 1))
         before = location.list_objects(column.url)
-    build(place, "frames", 2)
+    build(store_url, "frames", 2)
     assert location.list_objects(column.url) == before
-    build(place, "frames", 2, of={"raw": "1" * 64})
+    build(store_url, "frames", 2, of={"raw": "1" * 64})
     after = location.list_objects(column.url)
     assert len(after) == len(before) + 1
     assert after["current.json"] != before["current.json"]
@@ -310,13 +310,13 @@ def test_a_column_without_rows_has_an_index(tmp_path) -> None:
     assert np.array_equal(Index.open(str(tmp_path), "frames").shard_of_rows(), [])
 
 
-def test_who_looked_before_another_declared_does_not_write_over_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(place, "frames", 0)
+def test_who_looked_before_another_declared_does_not_write_over_it(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(store_url, "frames", 0)
     monkeypatch.setattr(Column, "check", lambda *_: None)  # it saw no note
     other = replace(MADE, settings={**MADE.settings, "size": {"width": 336, "height": 336}})
     with pytest.raises(ColumnMismatch, match=r"another build declares it otherwise \(settings\.size\.width: there 448, here 336"):
-        Column(place, "frames").declare(other)
-    assert Column(place, "frames").provenance() == MADE
+        Column(store_url, "frames").declare(other)
+    assert Column(store_url, "frames").provenance() == MADE
 
 
 def test_a_column_whose_shards_hold_no_row_is_declared_anew(tmp_path) -> None:
@@ -328,16 +328,16 @@ def test_a_column_whose_shards_hold_no_row_is_declared_anew(tmp_path) -> None:
     assert column.provenance() == other
 
 
-def test_a_record_that_lies_under_the_name_of_another_is_damage(place: str) -> None:
-    column = build(place, "frames", 2)
+def test_a_record_that_lies_under_the_name_of_another_is_damage(store_url: str) -> None:
+    column = build(store_url, "frames", 2)
     first, second = (join(column.url, c.record_name) for c in column.listing())
     location.write_bytes(second, location.read_bytes(first))
     with pytest.raises(Damaged, match=r"frames-000001\..*: holds the record of frames-000000\..*set_aside=true"):
         column.records(column.listing())
 
 
-def test_a_shard_whose_tar_is_cut_off_is_not_committed(place: str) -> None:
-    column = build(place, "frames", 2)
+def test_a_shard_whose_tar_is_cut_off_is_not_committed(store_url: str) -> None:
+    column = build(store_url, "frames", 2)
     location.write_bytes(column.tar_url(1), location.read_bytes(column.tar_url(1))[:-512])
     assert list(column.committed()) == [0]
     with pytest.raises(NotFound, match=r"frames-000001\.tar: not committed; run its build again"):

@@ -53,22 +53,22 @@ def retire(url: str) -> set[str]:
     return names
 
 
-def test_retired_is_what_no_index_names(place: str, capsys: pytest.CaptureFixture[str]) -> None:
-    small.build(place)
-    doomed = retire(place)
-    before = objects(place)
-    delete.run(DeleteConfig(place, Deletion.retired, None, dry_run=True))
+def test_retired_is_what_no_index_names(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    small.build(store_url)
+    doomed = retire(store_url)
+    before = objects(store_url)
+    delete.run(DeleteConfig(store_url, Deletion.retired, None, dry_run=True))
     printed = capsys.readouterr().out
-    assert objects(place) == before
+    assert objects(store_url) == before
     assert f"{len(doomed)} objects" in printed
     assert "kept, this is a dry run" in printed
     assert set(re.findall(r"^  (\S+)  \d+ bytes$", printed, re.MULTILINE)) == doomed
-    delete.run(DeleteConfig(place, Deletion.retired, None, dry_run=False))
-    assert objects(place) == before - doomed
-    table = Table.open(place, [])
+    delete.run(DeleteConfig(store_url, Deletion.retired, None, dry_run=False))
+    assert objects(store_url) == before - doomed
+    table = Table.open(store_url, [])
     assert len(table.read_frames(range(len(table.frames)))) == 12
-    delete.run(DeleteConfig(place, Deletion.retired, None, dry_run=False))
-    assert objects(place) == before - doomed
+    delete.run(DeleteConfig(store_url, Deletion.retired, None, dry_run=False))
+    assert objects(store_url) == before - doomed
 
 
 def test_a_dataset_without_leftovers_loses_nothing_and_a_build_under_way_counts(dataset: str) -> None:

@@ -193,10 +193,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, change: int) -> None:
 @pytest.mark.parametrize("change", [0, 1, 2, 99])
 @pytest.mark.parametrize("present", [True, False])
 def test_a_commit_that_ends_between_two_writes_leaves_no_record_of_another_tar(
-    present: bool, change: int, place: str, monkeypatch: pytest.MonkeyPatch
+    present: bool, change: int, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard whose source changed is made anew, with other bytes of the same length: only the records tell one tar from the other."""
-    column = Column(place, "masks")
+    column = Column(store_url, "masks")
     column.declare(MADE)
     if present:
         column.commit(OLD, rows(b"o"), MADE.fingerprint)
@@ -223,9 +223,9 @@ def test_a_commit_that_ends_between_two_writes_leaves_no_record_of_another_tar(
 
 
 @pytest.mark.parametrize("change", [0, 1, 99])
-def test_an_index_that_ends_between_two_writes_leaves_the_one_before(change: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_ends_between_two_writes_leaves_the_one_before(change: int, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `current.json` names is there at every moment."""
-    column = Column(place, "masks")
+    column = Column(store_url, "masks")
     column.declare(MADE)
     column.commit(OLD, rows(b"o"), MADE.fingerprint)
     before = column.write_index([OLD], {})
@@ -237,6 +237,6 @@ def test_an_index_that_ends_between_two_writes_leaves_the_one_before(change: int
             column.write_index(both, {})
         except Killed:
             assert change < 99
-            assert Index.open(place, "masks").sha256 == before.sha256
+            assert Index.open(store_url, "masks").sha256 == before.sha256
     assert len(column.write_index(both, {})) == 4
-    assert len(Index.open(place, "masks")) == 4
+    assert len(Index.open(store_url, "masks")) == 4

@@ -24,21 +24,21 @@ from tests.conftest import REPOSITORY
 from tests.servers import delayed, requests_made
 
 
-def test_write_read_list_remove(place: str) -> None:
-    location.write_bytes(join(place, "a", "one"), b"1")
-    location.write_bytes(join(place, "a", "two"), b"22")
-    location.write_bytes(join(place, "a", "deep", "three"), b"333")
-    location.write_bytes(join(place, "a", "two"), b"2222")
-    assert location.read_bytes(join(place, "a", "two")) == b"2222"
-    assert location.list_sizes(join(place, "a")) == {"one": 1, "two": 4}
-    assert location.list_folders(join(place, "a")) == ["deep"]
-    location.remove(join(place, "a", "one"))
-    assert not location.exists(join(place, "a", "one"))
-    assert location.list_sizes(join(place, "nothing")) == {}
+def test_write_read_list_remove(store_url: str) -> None:
+    location.write_bytes(join(store_url, "a", "one"), b"1")
+    location.write_bytes(join(store_url, "a", "two"), b"22")
+    location.write_bytes(join(store_url, "a", "deep", "three"), b"333")
+    location.write_bytes(join(store_url, "a", "two"), b"2222")
+    assert location.read_bytes(join(store_url, "a", "two")) == b"2222"
+    assert location.list_sizes(join(store_url, "a")) == {"one": 1, "two": 4}
+    assert location.list_folders(join(store_url, "a")) == ["deep"]
+    location.remove(join(store_url, "a", "one"))
+    assert not location.exists(join(store_url, "a", "one"))
+    assert location.list_sizes(join(store_url, "nothing")) == {}
 
 
-def test_ranges_come_in_order_and_short_objects_are_noticed(place: str) -> None:
-    urls = [join(place, name) for name in "xyz"]
+def test_ranges_come_in_order_and_short_objects_are_noticed(store_url: str) -> None:
+    urls = [join(store_url, name) for name in "xyz"]
     for n, url in enumerate(urls):
         location.write_bytes(url, bytes([65 + n]) * 100)
     assert location.read_ranges([urls[2], urls[0], urls[0]], [0, 5, 95], [2, 3, 5]) == [b"CC", b"AAA", b"AAAAA"]
@@ -46,21 +46,21 @@ def test_ranges_come_in_order_and_short_objects_are_noticed(place: str) -> None:
     with pytest.raises(StorageError, match="shorter than its index"):
         location.read_ranges([urls[0]], [90], [20])
     with pytest.raises(NotFound, match="not found; check the URL"):
-        location.read_ranges([join(place, "absent")], [0], [1])
+        location.read_ranges([join(store_url, "absent")], [0], [1])
 
 
-def test_whole_objects_come_in_order_and_a_missing_one_is_named(place: str) -> None:
-    urls = [join(place, str(n)) for n in range(40)]
+def test_whole_objects_come_in_order_and_a_missing_one_is_named(store_url: str) -> None:
+    urls = [join(store_url, str(n)) for n in range(40)]
     for n, url in enumerate(urls):
         location.write_bytes(url, b"%d" % n * n)
     assert location.read_many(urls[::-1] + urls[:2]) == [b"%d" % n * n for n in [*range(39, -1, -1), 0, 1]]
     assert location.read_many([]) == []
     with pytest.raises(NotFound, match=r"absent/one: not found"):
-        location.read_many([urls[0], join(place, "absent", "one"), urls[1]])
+        location.read_many([urls[0], join(store_url, "absent", "one"), urls[1]])
 
 
-def test_only_the_reads_that_failed_are_made_again(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    urls = [join(place, name) for name in "xyz"]
+def test_only_the_reads_that_failed_are_made_again(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [join(store_url, name) for name in "xyz"]
     for url in urls:
         location.write_bytes(url, url.encode())
     asked: list[list[str]] = []
@@ -78,7 +78,7 @@ def test_only_the_reads_that_failed_are_made_again(place: str, monkeypatch: pyte
     assert asked == [["x", "y", "z"], ["y"], ["y"]]
     asked.clear()
     with pytest.raises(NotFound, match="absent"):  # at once, although another read could be made again
-        location.read_many([*urls, join(place, "absent")])
+        location.read_many([*urls, join(store_url, "absent")])
     assert len(asked) == 1
 
 
@@ -111,21 +111,21 @@ def test_what_the_short_way_to_s3_does_not_bring_comes_through_the_client(fault:
     assert bool(asked) == (fault != "none")
 
 
-def test_create_writes_only_where_nothing_lies(place: str) -> None:
-    url = join(place, "claims", "a")
+def test_create_writes_only_where_nothing_lies(store_url: str) -> None:
+    url = join(store_url, "claims", "a")
     assert location.create_bytes(url, b"first")
     assert not location.create_bytes(url, b"second")
     assert location.read_bytes(url) == b"first"
     location.remove(url)
     assert location.create_bytes(url, b"third")
-    assert location.find_sizes(place) == {"claims/a": 5}
+    assert location.find_sizes(store_url) == {"claims/a": 5}
 
 
-def test_of_racing_creators_one_wins(place: str) -> None:
-    location.write_bytes(join(place, "there"), b"")  # the client is made once, before the race
+def test_of_racing_creators_one_wins(store_url: str) -> None:
+    location.write_bytes(join(store_url, "there"), b"")  # the client is made once, before the race
     with ThreadPoolExecutor(8) as pool:
         for round_ in range(3):
-            url = join(place, f"claim-{round_}")
+            url = join(store_url, f"claim-{round_}")
             barrier = threading.Barrier(8)
 
             def create(n: int, url: str = url, barrier: threading.Barrier = barrier) -> bool:
@@ -137,9 +137,9 @@ def test_of_racing_creators_one_wins(place: str) -> None:
             assert location.read_bytes(url) == b"%d" % won.index(True)
 
 
-def test_of_racing_processes_one_creates(place: str) -> None:
+def test_of_racing_processes_one_creates(store_url: str) -> None:
     code = "import sys; from storage import location; sys.stdin.read(1); print(location.create_bytes(sys.argv[1], sys.argv[2].encode()))"
-    start = [sys.executable, "-c", code, join(place, "claim")]
+    start = [sys.executable, "-c", code, join(store_url, "claim")]
     racers = [subprocess.Popen([*start, str(n)], cwd=REPOSITORY, stdin=PIPE, stdout=PIPE, text=True) for n in range(3)]
     for racer in racers:
         assert racer.stdin is not None
@@ -147,7 +147,7 @@ def test_of_racing_processes_one_creates(place: str) -> None:
         racer.stdin.flush()
     won = [racer.communicate(timeout=60)[0].strip() for racer in racers]
     assert sorted(won) == ["False", "False", "True"]
-    assert location.read_bytes(join(place, "claim")) == b"%d" % won.index("True")
+    assert location.read_bytes(join(store_url, "claim")) == b"%d" % won.index("True")
 
 
 def test_a_refused_creation_is_an_error_and_not_a_loss(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,63 +169,63 @@ def test_a_store_without_conditional_writes_creates_too() -> None:
     assert location.find_sizes("memory://claims") == {}
 
 
-def test_a_changed_object_has_another_version(place: str) -> None:
+def test_a_changed_object_has_another_version(store_url: str) -> None:
     for name in ("a", "b"):
-        location.write_bytes(join(place, name), b"12")
-    before = location.list_objects(place)
+        location.write_bytes(join(store_url, name), b"12")
+    before = location.list_objects(store_url)
     assert set(before) == {"a", "b"}
     assert all(isinstance(info, ObjectInfo) and info.size == 2 and info.version for info in before.values())
-    location.write_bytes(join(place, "a"), b"21")
-    after = location.list_objects(place)
+    location.write_bytes(join(store_url, "a"), b"21")
+    after = location.list_objects(store_url)
     assert after["a"] != before["a"]
     assert after["b"] == before["b"]
-    assert location.list_objects(join(place, "a")) == {}  # an object is no folder
+    assert location.list_objects(join(store_url, "a")) == {}  # an object is no folder
 
 
-def test_long_listings_are_whole_and_never_stale(place: str) -> None:
-    fs, path = location.filesystem(place)
+def test_long_listings_are_whole_and_never_stale(store_url: str) -> None:
+    fs, path = location.filesystem(store_url)
     names = {f"{n:04}" for n in range(1100)}
-    if place.startswith("s3"):
+    if store_url.startswith("s3"):
         fs.pipe({f"{path}/deep/{name}": b"1" for name in names})
     else:
         os.makedirs(f"{path}/deep")
         for name in names:
             with open(f"{path}/deep/{name}", "wb") as stream:
                 stream.write(b"1")
-    deep = join(place, "deep")
+    deep = join(store_url, "deep")
     assert set(location.list_objects(deep)) == names
-    assert location.find_sizes(place) == {f"deep/{name}": 1 for name in names}
-    fsspec.filesystem("s3" if place.startswith("s3") else "file", skip_instance_cache=True).pipe_file(f"{path}/deep/new", b"22")
+    assert location.find_sizes(store_url) == {f"deep/{name}": 1 for name in names}
+    fsspec.filesystem("s3" if store_url.startswith("s3") else "file", skip_instance_cache=True).pipe_file(f"{path}/deep/new", b"22")
     assert location.list_sizes(deep)["new"] == 2
     location.remove_many([join(deep, name) for name in names])
-    assert location.find_sizes(place) == {"deep/new": 2}
+    assert location.find_sizes(store_url) == {"deep/new": 2}
 
 
-def test_what_is_removed_is_gone_and_its_neighbours_stay(place: str) -> None:
+def test_what_is_removed_is_gone_and_its_neighbours_stay(store_url: str) -> None:
     for name in ("a/one", "a/b/two", "ab/three"):
-        location.write_bytes(join(place, name), b"1")
-    assert location.find_sizes(join(place, "a")) == {"one": 1, "b/two": 1}
+        location.write_bytes(join(store_url, name), b"1")
+    assert location.find_sizes(join(store_url, "a")) == {"one": 1, "b/two": 1}
     for _ in range(2):
-        location.remove_many([join(place, "a", "one"), join(place, "a", "b", "two")])
-        assert location.find_sizes(place) == {"ab/three": 1}
-    location.remove_many([join(place, "ab", "three"), join(place, "ab", "absent")])
+        location.remove_many([join(store_url, "a", "one"), join(store_url, "a", "b", "two")])
+        assert location.find_sizes(store_url) == {"ab/three": 1}
+    location.remove_many([join(store_url, "ab", "three"), join(store_url, "ab", "absent")])
     location.remove_many([])
-    assert location.find_sizes(place) == {}
+    assert location.find_sizes(store_url) == {}
 
 
-def test_move_replaces(place: str) -> None:
-    location.write_bytes(join(place, "a"), b"new")
-    location.write_bytes(join(place, "c", "b"), b"old")
-    location.move(join(place, "a"), join(place, "c", "b"))
-    assert location.find_sizes(place) == {"c/b": 3}
-    assert location.read_bytes(join(place, "c", "b")) == b"new"
+def test_move_replaces(store_url: str) -> None:
+    location.write_bytes(join(store_url, "a"), b"new")
+    location.write_bytes(join(store_url, "c", "b"), b"old")
+    location.move(join(store_url, "a"), join(store_url, "c", "b"))
+    assert location.find_sizes(store_url) == {"c/b": 3}
+    assert location.read_bytes(join(store_url, "c", "b")) == b"new"
     with pytest.raises(NotFound, match="a: not found"):
-        location.move(join(place, "a"), join(place, "x"))
+        location.move(join(store_url, "a"), join(store_url, "x"))
 
 
-def test_a_missing_object_is_named(place: str) -> None:
+def test_a_missing_object_is_named(store_url: str) -> None:
     with pytest.raises(NotFound, match=r"absent/thing: not found; check the URL"):
-        location.read_bytes(join(place, "absent", "thing"))
+        location.read_bytes(join(store_url, "absent", "thing"))
 
 
 def test_an_unknown_scheme_is_named() -> None:

@@ -87,8 +87,8 @@ def test_a_bit_that_flips_on_the_way_is_read_again(
         assert requests_made(proxy) - before == requests + (flips == 99)  # one more for the name that the message gives
 
 
-def test_damage_that_stays_names_tar_member_and_remedy(place: str) -> None:
-    url = join(place, "a.tar")
+def test_damage_that_stays_names_tar_member_and_remedy(store_url: str) -> None:
+    url = join(store_url, "a.tar")
     whole, members = members_of(url, [(512, 900), (512, 900)])
     location.write_bytes(url, whole[: members[1].offset] + b"\0" + whole[members[1].offset + 1 :])
     assert MemberReader().read(members[:1]) == [whole[512:1412]]

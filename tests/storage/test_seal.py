@@ -12,10 +12,10 @@ from storage import codec
 def test_every_changed_bit_of_a_sealed_value_is_noticed() -> None:
     sealed = codec.seal({"keys": ["a", "é"], "number": 1.5})
     assert codec.unseal(sealed) == {"keys": ["a", "é"], "number": 1.5}
-    for place in range(len(sealed)):
+    for position in range(len(sealed)):
         for bit in range(8):
             changed = bytearray(sealed)
-            changed[place] ^= 1 << bit
+            changed[position] ^= 1 << bit
             with pytest.raises(ValueError, match="checksum"):
                 codec.unseal(bytes(changed))
     for other in (b"", b"{}", sealed[:-1], sealed + b" ", b" " + sealed):

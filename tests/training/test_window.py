@@ -32,13 +32,13 @@ def before_a_wall(valid_columns: int = SIZE) -> list[Frame]:
     K = np.array([[60.0, 0, SIZE / 2], [0, 60.0, SIZE / 2], [0, 0, 1]])
     labels = np.repeat([[1, 2]], SIZE // 2, axis=1).repeat(SIZE, axis=0).astype(np.uint16)
     frames = []
-    for place in range(3):
+    for i in range(3):
         c2w = np.eye(4)
-        c2w[0, 3] = 0.05 * place
+        c2w[0, 3] = 0.05 * i
         valid = np.zeros((SIZE, SIZE), bool)
-        valid[:, : SIZE if place == 1 else valid_columns] = True
-        depth = np.full((SIZE, SIZE), 2.0, np.float32) if place != 1 else None
-        frames.append(Frame(f"{place}.jpg", Camera(c2w, K, SIZE, SIZE), np.full((SIZE, SIZE, 3), 99, np.uint8), labels, valid, depth))
+        valid[:, : SIZE if i == 1 else valid_columns] = True
+        depth = np.full((SIZE, SIZE), 2.0, np.float32) if i != 1 else None
+        frames.append(Frame(f"{i}.jpg", Camera(c2w, K, SIZE, SIZE), np.full((SIZE, SIZE, 3), 99, np.uint8), labels, valid, depth))
     return frames
 
 
@@ -95,7 +95,7 @@ def test_operators_keep_the_bytes_of_release_0_1_0() -> None:
     table = Table.open(str(GOLDEN), ["masks", "windows", "gaussians", "operators"])
     row = table.row(0)
     splat = WindowSplat(row.gaussians(), row.context(labels=True))
-    for place, target in enumerate(row.targets(labels=True)):
-        (stored,) = table.reader.read([table.locate("operators", 0, operator_member(place))])
-        (rebuilt,) = encode_operator(splat.operator(target, source_hash=row.operator_source(place))).values()
+    for i, target in enumerate(row.targets(labels=True)):
+        (stored,) = table.reader.read([table.locate("operators", 0, operator_member(i))])
+        (rebuilt,) = encode_operator(splat.operator(target, source_hash=row.operator_source(i))).values()
         assert rebuilt == stored

@@ -1,6 +1,6 @@
 """Which rows a step consumes: a pure function of (seed, epoch, number of rows), the same for every world size.
 
-Step i of a run consumes the rows at places [i*B, (i+1)*B) of one endless sequence, epoch after epoch, each epoch a permutation of all rows.
+Step i of a run consumes positions [i*B, (i+1)*B) of one endless sequence of rows: epoch after epoch, each a permutation of all rows.
 Resuming is a number; nothing is stored. The randomness is a counter hashed with splitmix64, so that no library's next release can reorder
 the data.
 
@@ -44,15 +44,15 @@ class RowChoice(NamedTuple):
 
 
 def step_rows(rows: int, seed: int, step: int, batch: int) -> RowChoice:
-    """The rows of one step over all ranks; rank r of R takes places r, r+R, r+2R, ..."""
+    """The rows of one step over all ranks; rank r of R takes positions r, r+R, r+2R, ..."""
     if rows <= 0:
         raise ValueError("the dataset has no rows")
-    places = np.arange(step * batch, (step + 1) * batch)
-    epochs, within = places // rows, places % rows
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs, within = positions // rows, positions % rows
     row = np.array([epoch_permutation(rows, seed, int(e))[i] for e, i in zip(epochs, within, strict=True)], dtype=np.int64)
-    return RowChoice(row, mix(seed, _DRAWS, places))
+    return RowChoice(row, mix(seed, _DRAWS, positions))
 
 
 def choose(draw: int, count: int) -> int:
-    """A place in 0..count-1, uniform to 1 in 2**53."""
+    """An index in 0..count-1, uniform to 1 in 2**53."""
     return int((int(draw) >> 11) * count >> 53)

@@ -29,7 +29,7 @@ from storage.reader import COUNTED, MemberReader
 from storage.records.frames import CAMERA, IMAGE, MASK, TOKENS, VALID, decode_camera, decode_tokens, decode_valid
 from storage.records.gaussians import MEMBERS as GAUSSIAN_MEMBERS
 from storage.records.gaussians import decode_gaussians
-from storage.records.operators import OPERATOR_MEMBERS, TokenOperator, decode_operator, operator_member
+from storage.records.operators import OPERATOR_MEMBERS, decode_operator, operator_member
 from storage.table import Table
 from training.data.batch import Batch
 from training.data.order import choose, mix
@@ -42,11 +42,11 @@ Choice = tuple[int, int]  # a row, and the number from which all that is random 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """One row of a batch. place: of its target among the window's targets; members: where each lies, by (what, frame)."""
+    """One row of a batch. target_index: among the window's targets; members: where each lies, by (what, frame)."""
 
     row: int
     draw: int
-    place: int
+    target_index: int
     context: tuple[int, ...]
     target: int
     members: dict[tuple[str, int], Member]
@@ -144,8 +144,8 @@ class WindowRows:
         if self._replacements is not None and table.windows.scene(row) in self.withdrawn:
             row = int(self._replacements[choose(int(mix(draw, row)), len(self._replacements))])
         context, targets = table.context(row).tolist(), table.targets(row).tolist()
-        place = self._place(row, draw, context, targets)
-        target = targets[place]
+        target_index = self._choose_target(row, draw, context, targets)
+        target = targets[target_index]
         members = {(IMAGE, target): table.frames.locate(target, IMAGE)}
         frames = [(target, [VALID])]
         if not self.tokens or self.labels:
@@ -153,7 +153,7 @@ class WindowRows:
         if self.tokens:
             members |= {(TOKENS, frame): table.locate("features", frame, TOKENS) for frame in context}
         if self.cached:
-            members[operator_member(place), row] = table.locate("operators", row, operator_member(place))
+            members[operator_member(target_index), row] = table.locate("operators", row, operator_member(target_index))
         else:
             members |= {(name, row): table.locate("gaussians", row, name) for name in GAUSSIAN_MEMBERS}
             frames = [(frame, [VALID, CAMERA]) for frame in dict.fromkeys([*context, target])]
@@ -161,38 +161,38 @@ class WindowRows:
             members |= {(name, frame): table.frames.locate(frame, name) for name in names if table.frames.has(frame, name)}
         if "masks" in table.by_kind:
             members |= {(MASK, frame): table.locate("masks", frame, MASK) for frame in [*context, target]}
-        return _Wanted(row, draw, place, tuple(context), target, members)
+        return _Wanted(row, draw, target_index, tuple(context), target, members)
 
-    def _place(self, row: int, draw: int, context: Sequence[int], targets: Sequence[int]) -> int:
-        """The place of the target: one of the window's targets, and one that has an operator where those are read."""
-        places = [p for p, frame in enumerate(targets) if self.config.supervision.context_as_target or frame not in context]
+    def _choose_target(self, row: int, draw: int, context: Sequence[int], targets: Sequence[int]) -> int:
+        """The index of one of the window's targets, and of one that has an operator where those are read."""
+        indices = [i for i, frame in enumerate(targets) if self.config.supervision.context_as_target or frame not in context]
         if self.cached:
             operators = self.table.by_kind["operators"]
             present = self.table.row_in("operators", row)
-            places = [p for p in places if operators.has(present, operator_member(p))]
-        if not places:
+            indices = [i for i in indices if operators.has(present, operator_member(i))]
+        if not indices:
             raise ConfigError(
                 f"row {self.table.windows.key(row)}: no frame can be its target; set supervision.context_as_target=true, or build "
                 "operators for more targets"
             )
-        return places[choose(draw, len(places))]
+        return indices[choose(draw, len(indices))]
 
     def _images(self, wanted: Sequence[_Wanted], data: Mapping[Member, bytes]) -> dict[str, Any]:
-        """The images of a batch: [B,3,H,W] and [B,V,3,H,W], channels last in memory. A frame that several rows show is decoded once."""
-        places: defaultdict[Member, list[tuple[int, ...]]] = defaultdict(list)  # (row,) among the targets, (row, view) in the context
+        """The images of a batch: [B,3,H,W] and [B,V,3,H,W], channels last in memory. A frame that several rows use is decoded once."""
+        uses: defaultdict[Member, list[tuple[int, ...]]] = defaultdict(list)  # (row,) among the targets, (row, view) in the context
         for b, row in enumerate(wanted):
-            places[row.members[IMAGE, row.target]].append((b,))
+            uses[row.members[IMAGE, row.target]].append((b,))
             if not self.tokens or self.labels:
                 for view, frame in enumerate(row.context):
-                    places[row.members[IMAGE, frame]].append((b, view))
+                    uses[row.members[IMAGE, frame]].append((b, view))
         lengths, arrays = (len(wanted), len(wanted[0].context)), {}
-        for member, shown in places.items():
+        for member, indices in uses.items():
             image = codec.decode_jpeg(data[member])
-            for place in shown:
-                axes = len(place)
+            for index in indices:
+                axes = len(index)
                 if axes not in arrays:
                     arrays[axes] = np.empty((*lengths[:axes], *image.shape), np.uint8)
-                arrays[axes][place] = image
+                arrays[axes][index] = image
         return {
             name: torch.from_numpy(arrays[axes]).movedim(-1, axes) if axes in arrays else None
             for name, axes in (("target_images", 1), ("context_images", 2))
@@ -200,37 +200,41 @@ class WindowRows:
 
     def _decoded(self, row: _Wanted, parts: Mapping[tuple[str, int], bytes], size: Sequence[int]) -> dict[str, Any]:
         """The parts of a `Batch`, without its axis, but for the images. size: (H,W)."""
-        operator: TokenOperator | None = None
-        found: dict[str, Any] = {"keys": self.table.windows.key(row.row), "seeds": int(row.draw) % 2**63, "operators": None, "lifts": None}
+        found: dict[str, Any] = dict.fromkeys(("operators", "lifts", *_STACKED, *_GAUSSIANS))
+        found["keys"], found["seeds"] = self.table.windows.key(row.row), int(row.draw) % 2**63
         found["target_valid"] = torch.from_numpy(decode_valid(parts.get((VALID, row.target)), *size))
-        tokens = [torch.from_numpy(decode_tokens(parts[TOKENS, frame])) for frame in row.context] if self.tokens else None
-        found["context_tokens"] = torch.stack(tokens) if tokens else None
-        labels = (
-            {frame: codec.decode_ids(parts[MASK, frame]) for frame in {*row.context, row.target}} if (MASK, row.target) in parts else {}
-        )
-        as_tensor = {frame: torch.from_numpy(ids.astype(np.int32)) for frame, ids in labels.items()}
-        found["target_labels"] = as_tensor.get(row.target)
-        found["context_labels"] = torch.stack([as_tensor[frame] for frame in row.context]) if labels else None
-        found |= dict.fromkeys(("viewmats", "Ks", "means", "quats", "scales", "opacities"))
+        if self.tokens:
+            found["context_tokens"] = torch.stack([torch.from_numpy(decode_tokens(parts[TOKENS, frame])) for frame in row.context])
+        labels: dict[int, np.ndarray] = {}
+        if (MASK, row.target) in parts:
+            labels = {frame: codec.decode_ids(parts[MASK, frame]) for frame in {*row.context, row.target}}
+            as_tensor = {frame: torch.from_numpy(ids.astype(np.int32)) for frame, ids in labels.items()}
+            found["target_labels"] = as_tensor[row.target]
+            found["context_labels"] = torch.stack([as_tensor[frame] for frame in row.context])
         if self.cached:
-            expected = self.table.row(row.row).operator_source(row.place)
-            operator = decode_operator({OPERATOR_MEMBERS[0]: parts[operator_member(row.place), row.row]}, expected)
-        else:
-            views = {frame: self._view(frame, parts, labels) for frame in {*row.context, row.target}}
-            context = [views[frame] for frame in row.context]
-            target = views[row.target]
-            cloud = decode_gaussians({name: parts[name, row.row] for name in GAUSSIAN_MEMBERS}, [view.camera for view in context])
-            if not self.live:
-                operator = WindowSplat(cloud, context, self.patch).operator(target, with_blend=self.config.supervision.blend < 1)
-            else:
-                if not cloud.pixel_aligned:
-                    splat = WindowSplat(cloud, context, self.patch)
-                    cloud, found["lifts"] = splat.gaussians, splat.lift
-                found |= {name: torch.from_numpy(getattr(cloud, name)) for name in ("means", "quats", "scales", "opacities")}
-                found["viewmats"] = torch.from_numpy(target.camera.w2c.astype(np.float32))
-                found["Ks"] = torch.from_numpy(target.camera.K.astype(np.float32))
-        found["operators"] = operator
-        return found
+            expected = self.table.row(row.row).operator_source(row.target_index)
+            stored = parts[operator_member(row.target_index), row.row]
+            return found | {"operators": decode_operator({OPERATOR_MEMBERS[0]: stored}, expected)}
+        return found | self._decoded_splat(row, parts, labels)
+
+    def _decoded_splat(self, row: _Wanted, parts: Mapping[tuple[str, int], bytes], labels: Mapping[int, np.ndarray]) -> dict[str, Any]:
+        """From the window's Gaussians: the operator into its target; for the live splat the Gaussians and the target's camera."""
+        context = [self._view(frame, parts, labels) for frame in row.context]
+        target = self._view(row.target, parts, labels)
+        cloud = decode_gaussians({name: parts[name, row.row] for name in GAUSSIAN_MEMBERS}, [view.camera for view in context])
+        if not self.live:
+            splat = WindowSplat(cloud, context, self.patch)
+            return {"operators": splat.operator(target, with_blend=self.config.supervision.blend < 1)}
+        lift = None
+        if not cloud.pixel_aligned:
+            splat = WindowSplat(cloud, context, self.patch)
+            cloud, lift = splat.gaussians, splat.lift
+        return {
+            **{name: torch.from_numpy(getattr(cloud, name)) for name in _GAUSSIANS},
+            "viewmats": torch.from_numpy(target.camera.w2c.astype(np.float32)),
+            "Ks": torch.from_numpy(target.camera.K.astype(np.float32)),
+            "lifts": lift,
+        }
 
     def _view(self, frame: int, parts: Mapping[tuple[str, int], bytes], labels: Mapping[int, np.ndarray]) -> Frame:
         """What the splat asks of a frame; its image is not wanted."""
@@ -239,6 +243,7 @@ class WindowRows:
         return Frame(name, camera, np.empty((camera.height, camera.width, 0), np.uint8), labels[frame], valid)
 
 
+_GAUSSIANS = ("means", "quats", "scales", "opacities")
 _STACKED = ("target_valid", "context_tokens", "context_labels", "target_labels", "viewmats", "Ks")
 
 

@@ -178,7 +178,7 @@ def _frame(
     name = _base_name(path)
     number = _TRAILING_NUMBER.search(name.rsplit(".", 1)[0])
     if number is None:
-        raise BadFrame(scene_id, name, "entry_invalid", "no camera counter at the end of the file's stem, so it has no place in the order")
+        raise BadFrame(scene_id, name, "entry_invalid", "no camera counter at the end of the file's stem, so it cannot be put in order")
     if name.lower() in seen:
         raise BadFrame(scene_id, name, "duplicate", "listed more than once; the first is kept")
     seen.add(name.lower())

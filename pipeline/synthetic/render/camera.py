@@ -108,36 +108,36 @@ def unproject_grid(width, height, parameters):
 
 
 def _standing_room(prims: Primitives, size: tuple[float, float, float]) -> np.ndarray:
-    """Places [P,2] on a 10 cm lattice where a camera at eye height keeps its distance from walls and furniture."""
+    """Spots [P,2] on a 10 cm lattice where a camera at eye height keeps its distance from walls and furniture."""
     x, y = (np.arange(_WALL_MARGIN_M, s - _WALL_MARGIN_M, 0.1) for s in size[:2])
-    place = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
-    return place[_side_clearance(prims, place) > _SIDE_MARGIN_M]
+    spots = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
+    return spots[_side_clearance(prims, spots) > _SIDE_MARGIN_M]
 
 
-def _side_clearance(prims: Primitives, place_p2: np.ndarray) -> np.ndarray:
+def _side_clearance(prims: Primitives, points_p2: np.ndarray) -> np.ndarray:
     heights = np.linspace(_EYE_M[0] - 0.1, _EYE_M[1] + 0.1, 4)
-    return np.min([clearance(prims, np.column_stack([place_p2, np.full(len(place_p2), z)])) for z in heights], axis=0)
+    return np.min([clearance(prims, np.column_stack([points_p2, np.full(len(points_p2), z)])) for z in heights], axis=0)
 
 
 def _route(rng: np.random.Generator, prims: Primitives, size: tuple[float, float, float], length: float) -> np.ndarray:
     """A smooth path [M,2] over free floor, one point every centimetre, at least `length` metres long. A longer one begins with the same
     points.
     """
-    places = _standing_room(prims, size)
-    if len(places) == 0:
-        raise ValueError("the room has no place to stand: every spot at eye height is within 0.32 m of furniture or 0.7 m of a wall")
-    here = places[rng.integers(len(places))]
+    spots = _standing_room(prims, size)
+    if len(spots) == 0:
+        raise ValueError("the room has no spot to stand on: every spot at eye height is within 0.32 m of furniture or 0.7 m of a wall")
+    here = spots[rng.integers(len(spots))]
     pieces, total = [here[None]], 0.0
     # Half the moving average below comes before the first point that it returns.
     while total < length + 1.0:
-        there = places[rng.integers(len(places))]
+        there = spots[rng.integers(len(spots))]
         stretch = float(np.linalg.norm(there - here))
         samples = here + (there - here) * (np.arange(1, max(2, round(stretch * 100)) + 1) / max(2, round(stretch * 100)))[:, None]
-        if (stretch < 0.5 and len(places) > 30) or _side_clearance(prims, samples[::5]).min() < _SIDE_MARGIN_M - 0.06:
+        if (stretch < 0.5 and len(spots) > 30) or _side_clearance(prims, samples[::5]).min() < _SIDE_MARGIN_M - 0.06:
             if rng.random() > 0.02:
                 continue
-            # Hemmed in: step aside to the nearest places and look again from there.
-            near = places[np.argsort(np.linalg.norm(places - here, axis=1))[:9]]
+            # Hemmed in: step aside to the nearest spots and look again from there.
+            near = spots[np.argsort(np.linalg.norm(spots - here, axis=1))[:9]]
             there = near[rng.integers(len(near))]
             samples = here + (there - here) * (np.arange(1, 16) / 15)[:, None]
             stretch = float(np.linalg.norm(there - here))
@@ -172,17 +172,17 @@ def walk(seed: np.random.SeedSequence, prims: Primitives, size: tuple[float, flo
     along = np.cumsum(_STEP_M * np.clip(1 + 0.25 * hand[:, 0], 0.3, 1.9))
     route = _route(route_rng, prims, size, float(along[-1]) + 1.0)
     covered = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(route, axis=0), axis=1))])
-    place = np.stack([np.interp(along, covered, route[:, axis]) for axis in range(2)], axis=1)
+    spots = np.stack([np.interp(along, covered, route[:, axis]) for axis in range(2)], axis=1)
 
     middle = np.array(size[:2]) / 2
     bob, tilt, roll, pitch_aim = 0.0, 0.0, 0.0, math.radians(-12)
-    inward = math.atan2(*(middle - place[0])[::-1])
+    inward = math.atan2(*(middle - spots[0])[::-1])
     gaze = gaze_rng.uniform(-1.1, 1.1)
     yaw, rate, pitch = inward + gaze_rng.uniform(-0.9, 0.9), 0.0, math.radians(-12)
     height = gaze_rng.uniform(1.42, 1.58)
     poses = np.empty((steps, 4, 4))
     for k in range(steps):
-        offset = middle - place[k]
+        offset = middle - spots[k]
         if np.hypot(*offset) > 0.45:
             inward = math.atan2(offset[1], offset[0])
         error = (inward + gaze - yaw + math.pi) % (2 * math.pi) - math.pi
@@ -194,6 +194,6 @@ def walk(seed: np.random.SeedSequence, prims: Primitives, size: tuple[float, flo
         tilt += 0.3 * (math.radians(0.25) * hand[k, 2] - 0.2 * tilt)
         roll += 0.25 * (math.radians(0.6) * hand[k, 3] - 0.15 * roll)
         bob += 0.003 * hand[k, 4] - 0.03 * bob
-        eye = np.array([*place[k], float(np.clip(height + bob, *_EYE_M))])
+        eye = np.array([*spots[k], float(np.clip(height + bob, *_EYE_M))])
         poses[k] = _look_at(eye, yaw, pitch + tilt, roll)
     return poses

@@ -97,7 +97,7 @@ class _Plan:
                 along = margin if self.rng.random() < 0.5 else length - margin
             cos, sin = math.cos(yaw), math.sin(yaw)
             middle = (piece.depth + reach) / 2
-            place = _Footprint(
+            footprint = _Footprint(
                 x0 + cos * along - sin * middle,
                 y0 + sin * along + cos * middle,
                 piece.width / 2 + _GAP,
@@ -106,21 +106,21 @@ class _Plan:
                 low,
                 low + piece.height,
             )
-            if not any(place.meets(other) for other in self.taken):
-                self.taken.append(place)
+            if not any(footprint.meets(other) for other in self.taken):
+                self.taken.append(footprint)
                 self.items += moved(piece.items, x0 + cos * along - sin * back, y0 + sin * along + cos * back, low, yaw)
                 return wall
         return None
 
     def free(self, piece: Piece, margin: float, yaw: float) -> tuple[float, float] | None:
-        """Puts a piece that is centred on its origin somewhere in the open: its place, or None."""
+        """Puts a piece that is centred on its origin somewhere in the open: its footprint, or None."""
         reach = math.hypot(piece.width, piece.depth) / 2 + _GAP
         for _ in range(_TRIES):
             x, y = (self.rng.uniform(min(reach, s / 2), max(s - reach, s / 2)) for s in self.size[:2])
             turn = yaw + self.rng.uniform(-0.12, 0.12)
-            place = _Footprint(x, y, piece.width / 2 + margin, piece.depth / 2 + margin, turn, 0.0, piece.height)
-            if not any(place.meets(other) for other in self.taken):
-                self.taken.append(place)
+            footprint = _Footprint(x, y, piece.width / 2 + margin, piece.depth / 2 + margin, turn, 0.0, piece.height)
+            if not any(footprint.meets(other) for other in self.taken):
+                self.taken.append(footprint)
                 self.items += moved(piece.items, x, y, 0.0, turn)
                 return x, y
         return None

@@ -74,9 +74,9 @@ def _bilinear(texels, offset, height, width, u, v):
 @scalar
 def _albedo(shading, i, face, s, t, footprint):
     """Linear albedo of a face at (s, t) metres, averaged over about `footprint` metres."""
-    place, mips, texture = shading.texture_map, shading.mips, shading.texture[i, face]
-    across, down = place[i, face, 0], place[i, face, 1]
-    u, v = s * across + place[i, face, 2], t * down + place[i, face, 3]
+    texture_map, mips, texture = shading.texture_map, shading.mips, shading.texture[i, face]
+    across, down = texture_map[i, face, 0], texture_map[i, face, 1]
+    u, v = s * across + texture_map[i, face, 2], t * down + texture_map[i, face, 3]
     texels_wide = footprint * max(across * mips[texture, 0, 2], down * mips[texture, 0, 1])
     last = mips.shape[1] - 1
     level = min(max(math.log2(max(texels_wide, 1e-6)), 0.0), float(last))

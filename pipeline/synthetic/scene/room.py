@@ -95,14 +95,14 @@ def _grids(parts: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 def _texture_maps(parts: list[Part], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Texture index [N,6] and its map [N,6,4] from metres to repeats; tiled textures start at a random place on every face."""
-    texture, place = np.zeros((len(parts), 6), np.int64), np.zeros((len(parts), 6, 4))
+    texture, texture_map = np.zeros((len(parts), 6), np.int64), np.zeros((len(parts), 6, 4))
     for i, part in enumerate(parts):
         for face in range(FACES[part.kind]):
             skin, shift = part.skins[face], rng.random(2)
             texture[i, face] = skin.texture
             width, height = face_size(part.kind, np.array(part.half), face) if skin.tile is None else skin.tile
-            place[i, face] = 1 / width, 1 / height, *((0.5, 0.5) if skin.tile is None else shift)
-    return texture, place
+            texture_map[i, face] = 1 / width, 1 / height, *((0.5, 0.5) if skin.tile is None else shift)
+    return texture, texture_map
 
 
 def _object_ids(furnished: Furnished) -> tuple[list[Part], np.ndarray]:

@@ -132,7 +132,7 @@ def _unlabelled_object(spec: RoomSpec, room: Room) -> int:
 def _defect_report(spec: RoomSpec, room: Room, capture: Capture) -> dict[str, dict[str, list[Any]]]:
     """Defect -> the files it hit (below the scene's folder), the pictures (gap: the names that do not exist) and the object ids."""
     report: dict[str, dict[str, list[Any]]] = {}
-    places = {
+    files_of = {
         "missing_image": "dslr/resized_images/{0}",
         "truncated_jpeg": "dslr/resized_images/{0}",
         "missing_mask": "dslr/resized_anon_masks/{1}",
@@ -140,8 +140,8 @@ def _defect_report(spec: RoomSpec, room: Room, capture: Capture) -> dict[str, di
     }
     for defect, hits in capture.hits.items():
         shots = [capture.training[k] for k in hits]
-        place = "dslr/resized_images/{0} " + _TRANSFORMS if defect == "is_bad_run" else places.get(defect, _TRANSFORMS)
-        files = sorted({name for shot in shots for name in place.format(shot.name, shot.mask).split()})
+        names = "dslr/resized_images/{0} " + _TRANSFORMS if defect == "is_bad_run" else files_of.get(defect, _TRANSFORMS)
+        files = sorted({name for shot in shots for name in names.format(shot.name, shot.mask).split()})
         report[defect] = {"files": files, "frames": [shot.name for shot in shots], "objects": []}
     numbers = {label: [k for k, name in room.labels.items() if name == label] for label in ("carpet", "floor")}
     if "gap" in spec.defects:

@@ -51,7 +51,7 @@ def test_targets_are_uniform() -> None:
 
 
 def test_a_row_meets_every_target_as_epochs_go_by() -> None:
-    """What is drawn belongs to a place in the sequence of all epochs: as a function of the row, it would never change."""
+    """What is drawn belongs to a position in the sequence of all epochs: as a function of the row, it would never change."""
     epochs = [step_rows(4, seed=0, step=epoch, batch=4) for epoch in range(200)]
     targets: dict[int, set[int]] = {row: set() for row in range(4)}
     for choice in epochs:

@@ -19,7 +19,7 @@ from training.data.loader import StepSampler
 from training.data.rows import WindowRows, open_rows
 
 MODES = ["operators", "on_the_fly", "live"]
-DRAWS = [place * 2**64 // len(TARGETS) + 2**50 for place in range(len(TARGETS))]  # each chooses the target of its place
+DRAWS = [i * 2**64 // len(TARGETS) + 2**50 for i in range(len(TARGETS))]  # each chooses the target with its index
 
 
 def rows_of(dataset: str, *more: str) -> WindowRows:
@@ -34,7 +34,7 @@ def shown(batch: Batch) -> list[int]:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_target_comes_with_the_valid_pixels_of_its_own_frame(tiny: str, mode: str) -> None:
     rows = rows_of(tiny, f"supervision.mode={mode}")
-    batch = rows.decode(rows.fetch([(place % 2, draw) for place, draw in enumerate(DRAWS)]))
+    batch = rows.decode(rows.fetch([(i % 2, draw) for i, draw in enumerate(DRAWS)]))
     assert shown(batch) == list(TARGETS)
     frames = tiny_frames()
     assert [frame.valid.all() for frame in frames] == [False, False, False, True, False]

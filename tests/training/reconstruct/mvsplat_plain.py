@@ -27,8 +27,8 @@ def plain_correlate(features: Tensor, K: Tensor, poses: Tensor, disparities: Ten
     n, c, h, w = features.shape
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     pixels = torch.stack([x, y], dim=-1).view(-1, 2).float().to(features.device)
-    places = torch.stack([plane_sweep.sweep_places(K[i], poses[i], 1 / disparities[i], pixels, h, w) for i in range(n)])
-    warped = F.grid_sample(features.roll(n // 2, 0), places.transpose(1, 2), "bilinear", "zeros", align_corners=True)
+    points = torch.stack([plane_sweep.sweep_points(K[i], poses[i], 1 / disparities[i], pixels, h, w) for i in range(n)])
+    warped = F.grid_sample(features.roll(n // 2, 0), points.transpose(1, 2), "bilinear", "zeros", align_corners=True)
     return (features.flatten(2)[:, :, None] * warped).sum(1).unflatten(-1, (h, w)) / c**0.5
 
 

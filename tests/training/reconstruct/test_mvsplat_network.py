@@ -350,9 +350,9 @@ def test_what_beats_the_mask_is_heard() -> None:
 def test_labels_part_what_the_shift_brought_together(size: tuple[int, int]) -> None:
     h, w = size
     windows = Windows(h, w, shifted=True)
-    places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), dim=-1).float()[None]
-    assert torch.equal(windows.merge(windows.split(places)), places)
-    cut = windows.split(places)[0]
+    positions = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), dim=-1).float()[None]
+    assert torch.equal(windows.merge(windows.split(positions)), positions)
+    cut = windows.split(positions)[0]
     assert windows.labels is not None
     alike = (windows.labels @ windows.labels.mT).bool()
     near = (cut[:, :, None] - cut[:, None]).abs() < torch.tensor([h // 2, w // 2])  # neighbours in the map lie less than a window apart

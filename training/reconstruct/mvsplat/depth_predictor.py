@@ -133,9 +133,9 @@ def _strips(n: int, height: int, width: int, halo: int) -> Iterator[tuple[int, s
 def _upsampled_rows(wide_chw: Tensor, rows: slice, height: int) -> Tensor:
     """Some rows [1,C,rows,W] of the features [C,h,W] upsampled to `height` rows (bilinear, corners aligned), through the GELU that comes
     after."""
-    place = torch.arange(rows.start, rows.stop, device=wide_chw.device) * ((wide_chw.shape[1] - 1) / (height - 1))
-    above = place.long()
+    position = torch.arange(rows.start, rows.stop, device=wide_chw.device) * ((wide_chw.shape[1] - 1) / (height - 1))
+    above = position.long()
     below = (above + 1).clamp_max(wide_chw.shape[1] - 1)
     maps = wide_chw.permute(1, 2, 0)
-    between = torch.lerp(maps[above], maps[below], (place - above)[:, None, None])
+    between = torch.lerp(maps[above], maps[below], (position - above)[:, None, None])
     return F.gelu(between)[None].permute(0, 3, 1, 2)

@@ -66,8 +66,8 @@ def _directions(offset_hw2: Tensor, K_33: Tensor) -> Tensor:
     """Unit vectors [H,W,3] in the camera frame through the pixel centres, moved by `offset` pixels (x,y)."""
     height, width = offset_hw2.shape[:2]
     y, x = torch.meshgrid(*(torch.arange(s, device=K_33.device) + 0.5 for s in (height, width)), indexing="ij")
-    places = (torch.stack([x, y], dim=-1) + offset_hw2) / offset_hw2.new_tensor([width, height])
-    rays = torch.cat([places, torch.ones_like(places[..., :1])], dim=-1) @ torch.linalg.inv(K_33.double()).float().T
+    points = (torch.stack([x, y], dim=-1) + offset_hw2) / offset_hw2.new_tensor([width, height])
+    rays = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1) @ torch.linalg.inv(K_33.double()).float().T
     return rays / rays.norm(dim=-1, keepdim=True)
 
 

@@ -29,7 +29,7 @@ def relative_poses(c2w_bv44: Tensor) -> Tensor:
     return torch.cat([forth, torch.linalg.inv(forth)])
 
 
-def sweep_places(K_33: Tensor, pose_44: Tensor, depths_d: Tensor, pixels_p2: Tensor, h: int, w: int) -> Tensor:
+def sweep_points(K_33: Tensor, pose_44: Tensor, depths_d: Tensor, pixels_p2: Tensor, h: int, w: int) -> Tensor:
     """Where the pixels (x,y) [P,2] of one view at the given depths fall in the other: [P,D,2], -1 and 1 at the border pixels' centres.
 
     K in pixels of the map, z-depths. What lies behind the other camera lands far outside.
@@ -38,8 +38,8 @@ def sweep_places(K_33: Tensor, pose_44: Tensor, depths_d: Tensor, pixels_p2: Ten
     rays = torch.cat([pixels_p2, torch.ones_like(pixels_p2[:, :1])], dim=1).double() @ (K @ pose[:3, :3] @ torch.linalg.inv(K)).T
     offset = K @ pose[:3, 3]
     projected = rays.float()[:, None] * depths_d[:, None] + offset.float()
-    places = projected[..., :2] / projected[..., 2:].clamp_min(_NEAREST_Z)
-    return 2 * places / places.new_tensor([w - 1, h - 1]) - 1
+    points = projected[..., :2] / projected[..., 2:].clamp_min(_NEAREST_Z)
+    return 2 * points / points.new_tensor([w - 1, h - 1]) - 1
 
 
 def correlate(features_nchw: Tensor, K_n33: Tensor, poses_n44: Tensor, disparities_nd: Tensor, scores_bytes: int = _SCORES_BYTES) -> Tensor:
@@ -60,7 +60,7 @@ def correlate(features_nchw: Tensor, K_n33: Tensor, poses_n44: Tensor, dispariti
         for start in range(0, h * w, step):
             chunk = slice(start, start + step)
             scores = (rows[view, chunk] * c**-0.5) @ others[view].T
-            places = sweep_places(K_n33[view], poses_n44[view], depths, pixels[chunk], h, w)
-            sampled = F.grid_sample(scores.view(-1, 1, h, w), places[:, None], "bilinear", "zeros", align_corners=True)
+            points = sweep_points(K_n33[view], poses_n44[view], depths, pixels[chunk], h, w)
+            sampled = F.grid_sample(scores.view(-1, 1, h, w), points[:, None], "bilinear", "zeros", align_corners=True)
             volume[view, chunk] = sampled[:, 0, 0]
     return volume.view(n, h, w, -1).permute(0, 3, 1, 2)

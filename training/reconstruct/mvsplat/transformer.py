@@ -24,15 +24,15 @@ _FFN_TOKENS = 4096  # the hidden layer is 1024 wide: 16 MiB at a time
 
 
 def position_encoding(h: int, w: int, device: torch.device | str = "cpu") -> Tensor:
-    """Sines and cosines of the place in the window, [1,128,h,w] float32: 64 channels of the row, then 64 of the column.
+    """Sines and cosines of the position in the window, [1,128,h,w] float32: 64 channels of the row, then 64 of the column.
 
     It starts anew in each window, and counts rows and columns from 1.
     """
     halves = []
     for size in (h // SPLITS, w // SPLITS):
-        place = torch.arange(1, size + 1, dtype=torch.float64, device=device) * (2 * math.pi / (size + 1e-6))
+        position = torch.arange(1, size + 1, dtype=torch.float64, device=device) * (2 * math.pi / (size + 1e-6))
         j = torch.arange(CHANNELS // 2, device=device)
-        angle = place[:, None] / 10000 ** (2 * (j // 2) / (CHANNELS // 2))
+        angle = position[:, None] / 10000 ** (2 * (j // 2) / (CHANNELS // 2))
         halves.append(torch.where(j % 2 == 0, angle.sin(), angle.cos()).float().T)
     rows, columns = halves
     window = torch.cat([rows[:, :, None].expand(-1, -1, w // SPLITS), columns[:, None, :].expand(-1, h // SPLITS, -1)])

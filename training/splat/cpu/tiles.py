@@ -84,7 +84,7 @@ class Box(NamedTuple):
 class Contributions(NamedTuple):
     """Who weighs how much in each pixel of a box; pixel (x, y) has the slot (y - y0) * TILE + x - x0. See `composite_tile`."""
 
-    entries: np.ndarray  # [TILE^2,room] int32: places in `ids`
+    entries: np.ndarray  # [TILE^2,room] int32: indices into `ids`
     weights: np.ndarray  # [TILE^2,room] float32
     counts: np.ndarray  # [TILE^2] int32: how many of a slot's entries hold
     ids: np.ndarray  # int32: the tile's Gaussians, nearest first

@@ -20,7 +20,7 @@ from pipeline.synthetic import room_specs, write_room, write_root
 def run(config: MakeRoomsConfig) -> None:
     """Writes every room, one Ray task each, then the lists of splits and classes."""
     try:
-        specs = room_specs(config.rooms, config.seed, config.frames, config.scale, config.defects)
+        specs = room_specs(config.rooms, config.seed, config.frames, config.scale, config.defects, config.walk_step)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with joined(config.ray) as cluster:

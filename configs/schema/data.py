@@ -39,9 +39,13 @@ class MakeRoomsConfig:
     defects: list[str] = key([])
     """Planted in every room, for tests of the ingestion: see pipeline/synthetic/spec.py."""
 
+    walk_step: int = key(1, before=1)
+    """Poses of the hand-held walk (1.8 cm, 1.2 degrees each) from one frame to the next. 3 gives windows the parallax of real captures."""
+
     ray: RayConfig = key(RayConfig)
 
     def __post_init__(self) -> None:
+        check_above(self, 0, "walk_step")
         if not 0 <= self.val <= self.rooms:
             raise ConfigError(f"val={self.val}: of {self.rooms} rooms, between 0 and {self.rooms} can be held out")
 

@@ -296,6 +296,16 @@ def test_a_longer_walk_begins_with_the_shorter() -> None:
     np.testing.assert_array_equal(walk(seeds[0], prims, size, 40), walk(seeds[1], prims, size, 90)[:40])
 
 
+def test_a_walk_step_of_three_takes_every_third_pose() -> None:
+    spec = room_specs(1, seed=4, frames=30, scale=0.05)[0]
+    room = build_room(spec.seed)
+    close, wide = (plan(replace(spec, frames=frames, walk_step=step), room).shots for frames, step in ((30, 1), (10, 3)))
+    np.testing.assert_array_equal([shot.c2w for shot in wide], [shot.c2w for shot in close[::3]])
+    assert [int(shot.name[3:8]) - int(wide[0].name[3:8]) for shot in wide] == list(range(10)), (
+        "numbers, which windows go by, stay neighbours"
+    )
+
+
 def depth_inside(part: Part, points: np.ndarray) -> np.ndarray:
     """How far inside a solid world points lie, negative outside; metres, for an ellipsoid roughly."""
     x, y, z = (points - np.array(part.centre)).T

@@ -101,7 +101,7 @@ def plan(spec: RoomSpec, room: Room) -> Capture:
         raise ValueError(f"{spec.scene_id}: {spec.frames} frames run past the five-digit counter")
     names = [f"DSC{first + step:05d}.JPG" for step in steps]
     skipped = [f"DSC{first + gap + k:05d}.JPG" for k in range(GAP)] if gap < spec.frames else []
-    poses = walk(stream(spec, 2, 2), room.prims, room.size, spec.frames + GAP)
+    poses = walk(stream(spec, 2, 2), room.prims, room.size, (spec.frames + GAP) * spec.walk_step)[:: spec.walk_step]
     shots = [Shot(name, poses[step], k in hits.get("is_bad_run", [])) for k, (name, step) in enumerate(zip(names, steps, strict=True))]
     if spec.test_frames:
         beyond = first + spec.frames + GAP + 40

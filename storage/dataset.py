@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from storage import location
+from storage import codec, location
 from storage.column import COLUMN_NAME, Column
 from storage.index import INDEX_NAME, Index, index_name, read_current
-from storage.location import join
+from storage.location import NotFound, StorageError, join
 from storage.plan import FramesPlan
 
 OF_FRAMES = ("frames", "masks", "features")  # the kinds whose shards are numbered as the plan of `frames` says
@@ -23,6 +23,18 @@ def _holds_column(root: str, name: str) -> bool:
     there = location.list_sizes(join(root, name))
     notes = {"column.json", "current.json"} & there.keys()
     return COLUMN_NAME.fullmatch(name) is not None and (bool(notes) or any(Column(root, name).is_of_shard(file) for file in there))
+
+
+def scene_objects(root: str, scene: str) -> dict[int, str]:
+    """The labels of a scene's objects, by the ids that its masks hold, as its report says; {} where the raw scene names none."""
+    url = join(root, SCENES, f"{scene}.json")
+    try:
+        figures = codec.decode_json(location.read_bytes(url))["figures"] or {}
+        return {int(number): str(label) for number, label in figures.get("objects", {}).items()}
+    except NotFound as error:
+        raise NotFound(f"{url}: no report of this scene; run python pipeline/build_shards.py again, which writes it") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{url}: not the report of a scene; remove it and run python pipeline/build_shards.py again") from error
 
 
 def objects_of_shards(root: str, name: str, numbers: set[int]) -> list[str]:

@@ -32,21 +32,7 @@ _PARITY = 1e-5  # of the tokens' largest value; folding LoRA in rounds different
 
 def run(config: ExportConfig) -> None:
     """Exports one checkpoint of one run."""
-    present = checkpoint.steps(config.run)
-    if not present:
-        raise NotFound(f"{config.run}: no checkpoint of training/train.py here; check the URL, or train first")
-    step = present[-1] if config.step is None else config.step
-    if step not in present:
-        raise ConfigError(f"step={step}: {config.run} has checkpoints of steps {', '.join(map(str, present))}")
-    state, who = checkpoint.load(config.run, step)
-    trained = trained_config(who, config.run)
-    if config.weights is not None:
-        trained.backbone.weights = config.weights
-    base = load_weights(trained.backbone)
-    if hash_weights(base) != who["weights_sha256"]:
-        raise ConfigError(
-            f"{config.run}: was trained from other weights than {trained.backbone.weights} gives now; say where they are: weights=..."
-        )
+    trained, base, state, who, step = read_run(config.run, config.step, config.weights)
     if not any(tensor.any() for name, tensor in state[config.network.value].items() if "lora_B" in name):
         raise ConfigError(f"network={config.network.value}: at step {step} of {config.run} it is still the backbone that it started from; "
                           "choose network=student, or train longer")  # fmt: skip
@@ -61,6 +47,38 @@ def run(config: ExportConfig) -> None:
     location.write_bytes(url.removesuffix(".pth") + ".json", codec.encode_json(note))
     substitute = "; from random substitute weights, not published ones" if trained.backbone.weights == "random" else ""
     print(f"{url}: {trained.backbone.architecture}, {config.network.value} at step {step}{substitute}", flush=True)
+
+
+def read_run(run: str, step: int | None, weights: str | None = None) -> tuple[TrainConfig, StateDict, dict[str, Any], dict[str, Any], int]:
+    """A checkpoint and what it started from.
+
+    Args:
+        run: URL of a run of training/train.py.
+        step: of the checkpoint; None: the last.
+        weights: URL of the weights that the run started from, where they lie elsewhere by now.
+
+    Returns:
+        Configuration, weights of the frozen backbone, state of the checkpoint, its identity and its step.
+
+    Raises:
+        NotFound: there is no checkpoint. ConfigError: none of that step, or the weights are others by now.
+    """
+    present = checkpoint.steps(run)
+    if not present:
+        raise NotFound(f"{run}: no checkpoint of training/train.py here; check the URL, or train first")
+    step = present[-1] if step is None else step
+    if step not in present:
+        raise ConfigError(f"step={step}: {run} has checkpoints of steps {', '.join(map(str, present))}")
+    state, who = checkpoint.load(run, step)
+    trained = trained_config(who, run)
+    if weights is not None:
+        trained.backbone.weights = weights
+    base = load_weights(trained.backbone)
+    if hash_weights(base) != who["weights_sha256"]:
+        raise ConfigError(
+            f"{run}: was trained from other weights than {trained.backbone.weights} gives now; say where they are: weights=..."
+        )
+    return trained, base, state, who, step
 
 
 def trained_config(who: dict[str, Any], run: str) -> TrainConfig:

@@ -10,6 +10,7 @@ from configs.schema.data import (
     PlanWindowsConfig,
     WithdrawConfig,
 )
+from configs.schema.probes import CompareConfig, EvaluateConfig, FeaturesConfig, SupervisedTokensConfig
 from configs.schema.tools import (
     DeleteConfig,
     Deletion,
@@ -37,10 +38,13 @@ __all__ = [
     "BackboneConfig",
     "BuildShardsConfig",
     "CacheGaussiansConfig",
+    "CompareConfig",
     "DeleteConfig",
     "Deletion",
     "DescribeConfig",
+    "EvaluateConfig",
     "ExportConfig",
+    "FeaturesConfig",
     "HeadConfig",
     "HeldOutConfig",
     "InspectConfig",
@@ -53,6 +57,7 @@ __all__ = [
     "OptimizerConfig",
     "PlanWindowsConfig",
     "RayConfig",
+    "SupervisedTokensConfig",
     "SupervisionConfig",
     "SupervisionMode",
     "TeacherConfig",

@@ -90,24 +90,29 @@ class NetworkModel:
         self.parts = [base, backbone] if features.concatenate and base is not None else [backbone]
         self.description = {**description, "features": plain(features), "weights_sha256": hash_weights(backbone.state)}
 
+    @property
+    def grid_rule(self) -> list[Any]:
+        """What decides about the grid of an image."""
+        return [self.spec.patch, self.options.fit]
+
+    def grid(self, height: int, width: int) -> FeatureMap:
+        """Where the tokens of an image of that size lie: a map without channels. The odd pixel is added, or cut off, behind."""
+        patch, pad = self.spec.patch, self.options.fit == "pad"
+        sizes = [-(-size // patch) if pad else size // patch for size in (height, width)]
+        offset = tuple(int((count * patch - size) / 2) for count, size in zip(sizes, (height, width), strict=True))
+        return FeatureMap(torch.empty(1, 0, *sizes), None, (offset[0], offset[1]), patch)
+
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> FeatureMap:
         """[B,3,H,W] in [0,1], of one size. The class token is the first network's alone, as FiT3D has it."""
-        patch, (height, width) = self.spec.patch, images.shape[-2:]
         mean, std = (torch.tensor(c, device=self.device).view(1, 3, 1, 1) for c in (self.spec.mean, self.spec.std))
-        rest_y, rest_x = height % patch, width % patch
         pixels = (images.to(self.device) - mean) / std
-        if self.options.fit == "pad":  # with zeros after normalisation, the odd pixel behind
-            add_y, add_x = -height % patch, -width % patch
-            offset = (add_y // 2, add_x // 2)
-            pixels = F.pad(pixels, (offset[1], add_x - offset[1], offset[0], add_y - offset[0]))
-        else:
-            offset = (-(rest_y // 2), -(rest_x // 2))
-            pixels = pixels[..., rest_y // 2 : height - (rest_y - rest_y // 2), rest_x // 2 : width - (rest_x - rest_x // 2)]
+        where = self.grid(*images.shape[-2:])
+        (top, left), (h, w), patch = where.offset, where.patch.shape[-2:], where.stride
+        bottom, right = h * patch - images.shape[-2] - top, w * patch - images.shape[-1] - left
+        pixels = F.pad(pixels, (left, right, top, bottom))  # with zeros after normalisation, or less than nothing
         found = [self._pass(part, pixels) for part in self.parts]
-        patches = torch.cat([tokens for tokens, _ in found], 1)
-        cls = found[0][1]
-        return FeatureMap(patches, cls, offset, patch)
+        return FeatureMap(torch.cat([tokens for tokens, _ in found], 1), found[0][1], where.offset, patch)
 
     def tokens(self, frame: ProbeFrame) -> Tokens:
         image = torch.from_numpy(np.ascontiguousarray(frame.image)).permute(2, 0, 1)[None].float() / 255

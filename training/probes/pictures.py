@@ -13,7 +13,7 @@ from training.figures import label_colours
 from training.probes.consistency import ANGLES
 from training.probes.data.base import IGNORED, ProbeData
 
-_LINES = 60  # matches drawn a pair
+_LINES = 30  # matches drawn a pair
 
 
 def predictions(data: ProbeData, found: Mapping[int, Mapping[str, np.ndarray]], title: str) -> Figure:

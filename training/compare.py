@@ -55,7 +55,8 @@ def compare(rows: dict[str, list[dict[str, Any]]], config: CompareConfig) -> dic
     reference, *others = rows
     compared: dict[str, Any] = {}
     for task, metrics in results.METRICS.items():
-        seeds = {label: [record["tasks"][task]["rooms"] for record in records if task in record["tasks"]] for label, records in rows.items()}
+        judged = {label: [record["tasks"][task] for record in records if task in record["tasks"]] for label, records in rows.items()}
+        seeds = {label: [found["rooms"] for found in records] for label, records in judged.items()}
         if not seeds[reference]:
             continue
         for name, metric in metrics.items():
@@ -114,7 +115,9 @@ def as_text(rows: dict[str, list[dict[str, Any]]], compared: dict[str, Any]) -> 
             table.append([f"{figure.model} (published)", title, "", results.cell(task, figure.metric, figure.value), *[""] * 6])
         lines.append(results.layout(table))
     seeds = ", ".join(f"{label} {len(records)}" for label, records in rows.items() if len(records) > 1)
-    note = f"protocol {first['protocol']}, tier {first['tier']}; *: the interval excludes 0" + (f"; results a row: {seeds}" if seeds else "")
+    note = f"protocol {first['protocol']}, tier {first['tier']}; *: the interval excludes 0" + (
+        f"; results a row: {seeds}" if seeds else ""
+    )
     return "\n\n".join([*lines, note])
 
 

@@ -1,7 +1,7 @@
 """Says how much a frozen network's features know of depth, normals, classes and of the same point in another view, beside baselines.
 
-    python training/evaluate.py data.train=s3://bucket/rooms data.test=s3://bucket/other-rooms output=results name=before backbone=dinov2_vits14
-    python training/evaluate.py data.train=s3://bucket/rooms data.test=s3://bucket/other-rooms output=results name=after run=s3://bucket/runs/a
+    python training/evaluate.py data.train=s3://bucket/rooms data.test=s3://bucket/others output=results name=before backbone=dinov2_vits14
+    python training/evaluate.py data.train=s3://bucket/rooms data.test=s3://bucket/others output=results name=after run=s3://bucket/runs/a
     python training/compare.py results=[results/before.json,results/after.json]
 
 `supervision.operators=operators` judges the supervision of a dataset instead, before a step is trained. OUTPUT/NAME.json holds all that was
@@ -26,8 +26,11 @@ from training.probes.baselines import judge_baselines
 from training.probes.data.base import ProbeData
 from training.probes.extractor import TokenSource, open_model
 from training.probes.intervals import interval
-from training.probes.judge import Judged, judge
+from training.probes.judge import judge
+from training.probes.outcome import Outcome
+from training.probes.protocol import PROTOCOLS
 from training.probes.supervision import SupervisionModel
+from training.probes.tiers import judge_trained
 
 
 def run(config: EvaluateConfig) -> None:
@@ -43,12 +46,14 @@ def run(config: EvaluateConfig) -> None:
     if config.supervision.operators is not None:
         source = SupervisionModel(network, data, config.supervision)
     frames, pairs = drawn(data, config.pictures)
-    judged = judge(source, data, tasks, config.ridge, (frames, pairs))
-    seconds = time.process_time() - began
-    record = describe(config, data, source, judged, seconds)
+    if config.tier == "closed":
+        outcome = judge(source, data, tasks, config.ridge, (frames, pairs))
+    else:
+        outcome = judge_trained(network, data, tasks, config, device, frames, say=lambda line: print(line, flush=True))
+    record = describe(config, data, source, outcome, time.process_time() - began)
     if config.baselines:
-        record["baselines"] = judge_baselines(source, network, data, tasks, config.ridge, config.output)
-    write(config, data, record, judged)
+        record["baselines"] = judge_baselines(source, network, data, tasks, config, device)
+    write(config, data, record, outcome)
 
 
 def drawn(data: ProbeData, count: int) -> tuple[list[int], list[int]]:
@@ -58,9 +63,9 @@ def drawn(data: ProbeData, count: int) -> tuple[list[int], list[int]]:
     return (frames, pairs) if count else ([], [])
 
 
-def describe(config: EvaluateConfig, data: ProbeData, source: TokenSource, judged: Judged, seconds: float) -> dict[str, Any]:
+def describe(config: EvaluateConfig, data: ProbeData, source: TokenSource, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The result, as plain JSON values, without baselines."""
-    tasks = judged.to_json()
+    tasks = outcome.to_json()
     for found in tasks.values():
         shown = [name for name, value in found["metrics"].items() if value is not None]
         found["intervals"] = {name: [(one := interval([found["rooms"]], name)).low, one.high] for name in shown}
@@ -70,9 +75,10 @@ def describe(config: EvaluateConfig, data: ProbeData, source: TokenSource, judge
         "name": config.name,
         "label": config.label or config.name,
         "protocol": config.protocol,
+        "protocol_commit": PROTOCOLS[config.protocol].commit,
         "tier": config.tier,
-        "settings": {"ridge": config.ridge},
-        "seeds": {"heads": None, "bootstrap": 0},  # heads of tier closed have none
+        "settings": {"ridge": config.ridge} if config.tier == "closed" else {"steps": config.steps},
+        "seeds": {"heads": None if config.tier == "closed" else config.seed, "bootstrap": 0},
         "model": dict(source.description),
         "data": dict(data.describe()),
         "commit": results.commit(),
@@ -82,13 +88,13 @@ def describe(config: EvaluateConfig, data: ProbeData, source: TokenSource, judge
     }
 
 
-def write(config: EvaluateConfig, data: ProbeData, record: dict[str, Any], judged: Judged) -> None:
+def write(config: EvaluateConfig, data: ProbeData, record: dict[str, Any], outcome: Outcome) -> None:
     """Writes OUTPUT/NAME.json and the pictures beside it, and prints the tables."""
     url = join(config.output, f"{config.name}.json")
     location.write_bytes(url, codec.encode_json(record))
     found = {
-        "predictions": pictures.predictions(data, judged.predictions, record["name"]) if judged.predictions else None,
-        "matches": pictures.matches(data, judged.matches, record["name"]) if judged.matches else None,
+        "predictions": pictures.predictions(data, outcome.predictions, record["name"]) if outcome.predictions else None,
+        "matches": pictures.matches(data, outcome.matches, record["name"]) if outcome.matches else None,
         "angles": pictures.recall_by_angle({record["name"]: record["tasks"], **record.get("baselines", {})}) if config.pictures else None,
     }
     for name, figure in found.items():

@@ -11,6 +11,7 @@ from configs.schema.common import BackboneConfig
 from configs.schema.tools import Network
 
 PROBE_DATA = Registry("data", "training.probes.data", "splat_and_distill.probe_data")
+PROBE_PROTOCOLS = ("snd", "fit3d", "probe3d@2024", "probe3d@2025-11", "clean")
 PROBE_TASKS = ("depth", "normals", "segmentation", "correspondence")
 
 
@@ -30,11 +31,12 @@ class FeaturesConfig:
     concatenate: bool = False
     """The tokens of the network that the model started from beside its own, as FiT3D is judged."""
 
-    fit: str = "pad"
-    """Sides that are no multiple of the patch: `pad` with zeros to the next, half on each side, or `crop` to the one before."""
+    padding: str = "centre"
+    """Sides that are no multiple of the patch: `centre` pads with zeros to the next, half on each side; `crop` cuts to the one before;
+    `probe3d` pads as Probe3D does. Tiers with trained heads go by their protocol."""
 
     def __post_init__(self) -> None:
-        check_one_of(self, "fit", ("pad", "crop"))
+        check_one_of(self, "padding", ("centre", "crop", "probe3d"))
 
 
 @dataclass
@@ -99,10 +101,17 @@ class EvaluateConfig:
     """Of these, those that the data can judge."""
 
     protocol: str = "clean"
-    """How heads are made and judged; tier `closed` has only `clean`."""
+    """How heads are made and judged: snd, fit3d, probe3d@2024, probe3d@2025-11 or clean; tier `closed` has a way of its own, `clean`."""
 
     tier: str = "closed"
-    """`closed`: heads in closed or convex form on the tokens, seconds, the same numbers every time."""
+    """`closed`: heads in closed or convex form on the tokens, seconds, the same numbers every time; `cached`: trained on stored tokens,
+    minutes; `reference`: the protocol's own course, with augmentations, for a GPU."""
+
+    seed: int = 0
+    """Of heads that are trained."""
+
+    steps: int | None = None
+    """Of tier `reference`, instead of the protocol's."""
 
     ridge: float | None = None
     """Strength of the ridge, as a share of the features' mean variance; null: chosen by leaving out one training room after the other."""
@@ -117,8 +126,14 @@ class EvaluateConfig:
     """`auto`: cuda where there is one, else cpu; `cpu`; `cuda`. The heads of tier `closed` are always fitted on the CPU."""
 
     def __post_init__(self) -> None:
-        check_one_of(self, "tier", ("closed",))
-        check_one_of(self, "protocol", ("clean",))
+        check_one_of(self, "tier", ("closed", "cached", "reference"))
+        check_one_of(self, "protocol", PROBE_PROTOCOLS)
+        if self.tier == "closed" and self.protocol != "clean":
+            raise ConfigError(f"protocol={self.protocol}: its heads are trained; give tier=cached or tier=reference")
+        if self.tier != "closed" and self.supervision.operators is not None:
+            raise ConfigError(f"supervision.operators: judged in tier=closed alone, not in tier={self.tier}")
+        if self.steps is not None and self.tier != "reference":
+            raise ConfigError(f"steps={self.steps}: of tier=reference alone")
         check_one_of(self, "device", ("auto", "cpu", "cuda"))
         check_above(self, -1, "pictures")
         if self.ridge is not None:

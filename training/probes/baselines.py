@@ -7,21 +7,26 @@ network that a training started from; and an oracle, which is told the truth of 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from configs.schema import EvaluateConfig
 from storage import codec, location
 from storage.location import NotFound, join
+from training.probes import results
 from training.probes.data.base import IGNORED, ProbeData, ProbeFrame
 from training.probes.extractor import NetworkModel, Tokens, TokenSource, base_model, random_model
 from training.probes.features import FeatureMap
 from training.probes.grid import token_centres, token_depth, token_normals, token_pixels
 from training.probes.judge import judge
-from training.probes.results import digest
+from training.probes.outcome import Outcome
+from training.probes.protocol import Inputs
+from training.probes.tiers import judge_trained
 
 _FREQUENCIES = (0.4, 0.9, 2.1, 4.7)  # radians a metre: what tells the places of a room apart
 Describe = Callable[[FeatureMap, ProbeFrame], np.ndarray]
@@ -29,16 +34,27 @@ Describe = Callable[[FeatureMap, ProbeFrame], np.ndarray]
 
 @dataclass(frozen=True)
 class Handmade:
-    """Features of a patch by a formula, on the token grid of a network. features: -> [h,w,C]."""
+    """Features of a patch by a formula, on the token grid of a network. formula: -> [h,w,C]."""
 
     description: Mapping[str, Any]
     like: NetworkModel
-    features: Describe
+    formula: Describe
 
     def tokens(self, frame: ProbeFrame) -> Tokens:
         where = self.like.grid(*frame.image.shape[:2])
-        made = torch.from_numpy(np.ascontiguousarray(self.features(where, frame))).float().permute(2, 0, 1)[None]
+        made = torch.from_numpy(np.ascontiguousarray(self.formula(where, frame))).float().permute(2, 0, 1)[None]
         return Tokens(FeatureMap(made, None, where.offset, where.stride), torch.ones(made.shape[-2:], dtype=torch.bool))
+
+    def with_inputs(self, inputs: Inputs) -> Handmade:
+        plain = replace(inputs, with_base=False, layers=1)
+        return replace(self, like=self.like.with_inputs(plain))
+
+    def features(self, images: torch.Tensor) -> FeatureMap:
+        """Of a formula that asks for nothing but the image. The class token says nothing; a DPT's four layers are the same."""
+        pictures = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        maps = [self.tokens(ProbeFrame("", "", picture)).map for picture in pictures]
+        patch = torch.cat([one.patch for one in maps]).to(images.device)
+        return FeatureMap(patch, patch.new_zeros(len(patch), 1), maps[0].offset, maps[0].stride)
 
 
 @dataclass(frozen=True)
@@ -58,45 +74,58 @@ class Within:
 
 
 def judge_baselines(
-    source: TokenSource, like: NetworkModel, data: ProbeData, tasks: Collection[str], strength: float | None, output: str
+    source: TokenSource, network: NetworkModel, data: ProbeData, tasks: Collection[str], config: EvaluateConfig, device: str
 ) -> dict[str, Any]:
-    """The JSON of each baseline, by its name.
+    """The JSON of each baseline, by its name; an oracle in tier `closed` alone.
 
     Args:
-        source: what is judged; where some of its tokens do not count, they count in no baseline either.
-        like: the network, for the grid, the random weights and what it started from.
-        tasks, strength: as of `judge`.
-        output: URL of the folder that keeps them: each is judged once for the same data, code and settings.
+        source: what is judged. Where some of its tokens do not count (of a supervision), they count in no baseline either.
+        network: for the grid, the random weights and what it started from.
+        tasks: to judge. config: how; its output keeps the baselines: each is judged once for the same data, code and settings.
     """
-    sources: dict[str, TokenSource | None] = {
-        "constant": Handmade({"baseline": "constant"}, like, lambda where, _: np.ones((*where.patch.shape[-2:], 1))),
-        "position": Handmade({"baseline": "position"}, like, _position),
-        "colour": Handmade({"baseline": "colour"}, like, _colour),
-        "random network": random_model(like),
-        "started from": like if source is not like else base_model(like),
+    supervised = source is not network
+    sources: dict[str, Any] = {
+        "constant": Handmade({"baseline": "constant"}, network, lambda where, _: np.ones((*where.patch.shape[-2:], 4))),
+        "position": Handmade({"baseline": "position"}, network, _position),
+        "colour": Handmade({"baseline": "colour"}, network, _colour),
+        "random network": random_model(network),
+        "started from": network if supervised else base_model(network),
     }
-    key = {"data": data.describe(), "strength": strength, "code": _code()}
-    found = {}
-    for name, one in sources.items():
-        if one is not None:
-            found[name] = _kept(one if source is like else Within(one, source), data, sorted(tasks), strength, output, key)
-    parts = [_kept(_oracle(task, like, data), data, [task], strength, output, key) for task in sorted(set(tasks) & data.tasks)]
+    if config.tier != "closed":
+        return {
+            name: _kept(
+                one, partial(judge_trained, one, data, tasks, config, device),
+                tasks, data, config, network,
+            )
+            for name, one in sources.items()
+            if one is not None
+        }  # fmt: skip
+
+    def closed(one: TokenSource, some: Collection[str]) -> dict[str, Any]:
+        return _kept(one, partial(judge, one, data, some, config.ridge), some, data, config, network)
+
+    found = {name: closed(Within(one, source) if supervised else one, tasks) for name, one in sources.items() if one is not None}
+    parts = [closed(Within(one, source) if supervised else one, [task]) for task, one in oracles(network, data, tasks).items()]
     found["oracle"] = {task: result for part in parts for task, result in part.items() if task != "consistency"}
     return found
 
 
 def _kept(
-    source: TokenSource, data: ProbeData, tasks: Collection[str], strength: float | None, output: str, key: Mapping[str, Any]
+    source: Any, make: Callable[[], Outcome], tasks: Collection[str], data: ProbeData, config: EvaluateConfig, network: NetworkModel
 ) -> dict[str, Any]:
-    grid = source.like.grid_rule if isinstance(source, Handmade) else None
-    url = join(output, "baselines", f"{digest({**key, 'tasks': list(tasks), 'source': source.description, 'grid': grid})}.json")
+    """A baseline's JSON, from the output's folder where it is there already."""
+    decides = {
+        "source": source.description, "grid": network.grid_rule, "tasks": sorted(tasks), "data": data.describe(), "code": _code(),
+        **{name: getattr(config, name) for name in ("protocol", "tier", "seed", "steps", "ridge")},
+    }  # fmt: skip
+    url = join(config.output, "baselines", f"{results.digest(decides)}.json")
     try:
-        return codec.decode_json(location.read_bytes(url))
+        found: dict[str, Any] = codec.decode_json(location.read_bytes(url))
+        return found
     except NotFound:
-        pass
-    found = judge(source, data, tasks, strength).to_json()
+        found = make().to_json()
     for result in found.values():
-        result.pop("records")
+        del result["records"]
     location.write_bytes(url, codec.encode_json(found))
     return found
 
@@ -104,7 +133,7 @@ def _kept(
 def _code() -> str:
     """A digest of the code that judges."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
-    return digest([[file.name, file.read_text()] for file in files])
+    return results.digest([[file.name, file.read_text()] for file in files])
 
 
 def _position(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
@@ -119,8 +148,8 @@ def _colour(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
     return np.concatenate([tiles.mean(2), tiles.std(2)], -1)
 
 
-def _oracle(task: str, like: NetworkModel, data: ProbeData) -> Handmade:
-    """The truth of each patch, as far as a linear head can use it."""
+def oracles(network: NetworkModel, data: ProbeData, tasks: Collection[str]) -> dict[str, Handmade]:
+    """For each task that data can judge, the truth of each patch as far as a linear head, or a match, can use it."""
 
     def depth(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
         logs, known = token_depth(where, frame, data.depth_range)
@@ -134,13 +163,21 @@ def _oracle(task: str, like: NetworkModel, data: ProbeData) -> Handmade:
         tiles = token_pixels(where, frame.labels, IGNORED)
         return np.stack([(tiles == number).mean(2) for number in range(len(data.classes))], -1)
 
-    made = {"depth": depth, "normals": normals, "segmentation": segmentation, "correspondence": world_code}
-    return Handmade({"baseline": f"oracle of {task}"}, like, made[task])
+    made: dict[str, Describe] = {"depth": depth, "normals": normals, "segmentation": segmentation}
+    if data.pairs() and all(pair.points is None for pair in data.pairs()):
+        made["correspondence"] = world_code
+    return {
+        task: Handmade({"baseline": f"oracle of {task}"}, network, one)
+        for task, one in made.items()
+        if task in tasks and task in data.tasks
+    }
 
 
 def world_code(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
     """Sines and cosines of the world position at the middle of each token, [h,w,C]; 0 where its depth is unknown."""
-    assert frame.depth is not None and frame.K is not None and frame.c2w is not None
+    assert frame.depth is not None
+    assert frame.K is not None
+    assert frame.c2w is not None
     centres = token_centres(where)
     height, width = frame.depth.shape
     x, y = np.floor(centres).astype(np.int64).reshape(-1, 2).T

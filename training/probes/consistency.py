@@ -21,8 +21,8 @@ PATCHES = (1, 2)  # distances, in patches, within which a match is right
 def match(first: Tokens, second: Tokens, frames: tuple[ProbeFrame, ProbeFrame], pair: Pair) -> dict[str, Any]:
     """Matches every token of the first view whose point is visible in the second with its nearest token there, by cosine.
 
-    The point is that at the token's middle; it must have depth at both ends and be no more than 3 % and 1 cm behind what is seen there. Where
-    the pair brings points of its own, these take the place of the tokens' middles.
+    The point is that at the token's middle; it must have depth at both ends and be no more than 3 % and 1 cm behind what is seen there.
+    Where the pair brings points of its own, these take the place of the tokens' middles.
 
     Returns:
         By point: error (patches between the match and the truth), angle (degrees between the rays; NaN where points were given), rank
@@ -68,7 +68,7 @@ def match(first: Tokens, second: Tokens, frames: tuple[ProbeFrame, ProbeFrame], 
 def _cells(tokens: Tokens, pixels_n2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The token that each pixel falls into, as a number in row-major order, and whether there is one."""
     (h, w), s, (top, left) = tokens.keep.shape, tokens.map.stride, tokens.map.offset
-    column, row = np.floor((pixels_n2 + (left, top)) / s).astype(np.int64).T
+    column, row = np.floor((pixels_n2 + np.array([left, top])) / s).astype(np.int64).T
     inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
     return row.clip(0, h - 1) * w + column.clip(0, w - 1), inside
 

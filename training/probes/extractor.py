@@ -1,19 +1,18 @@
 """The features that are judged: of a backbone, of an export, of a run's checkpoint, or the supervision itself as if it were features.
 
-    model = open_model(config, "cpu")
-    model.tokens(frame)        # Tokens of one frame
-    model.features(images)     # a FeatureMap of a batch, for heads that are trained
+model = open_model(config, "cpu")
+model.tokens(frame)        # Tokens of one frame
+model.features(images)     # a FeatureMap of a batch, for heads that are trained
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
 from configs import ConfigError
 from configs.fields import plain
@@ -28,6 +27,8 @@ from training.model.registry import BackboneSpec, find_spec
 from training.model.weights import hash_weights, load_weights
 from training.probes.data.base import ProbeFrame
 from training.probes.features import FeatureMap
+from training.probes.preprocess import as_batch, normalise, pad, padded_size
+from training.probes.protocol import Inputs
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Tokens:
 
 
 class TokenSource(Protocol):
-    """What is judged. description: decides about the tokens, as plain JSON values."""
+    """What is judged. description: what decides about the tokens, as plain JSON values."""
 
-    description: Mapping[str, Any]
+    @property
+    def description(self) -> Mapping[str, Any]: ...
 
     def tokens(self, frame: ProbeFrame) -> Tokens: ...
 
@@ -70,78 +72,87 @@ class Backbone:
 class NetworkModel:
     """The tokens of a network.
 
-    base: the network whose tokens stand beside its own where `features.concatenate` says so. head: of the run, where it was trained on
-    exactly these tokens.
+    base: the network that the model started from, whose tokens stand before its own where the inputs say so. head: of the run, where it was
+    trained on exactly these tokens.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        features: FeaturesConfig,
+        options: FeaturesConfig,
         description: Mapping[str, Any],
         device: str = "cpu",
         base: Backbone | None = None,
         head: DinoHead | None = None,
     ) -> None:
-        self.spec, self.options, self.device, self.head = backbone.spec, features, device, head
-        if features.concatenate and base is None:
-            raise ConfigError("features.concatenate: needs run=... or export=..., which say what the model started from")
-        self.base = base
-        self.parts = [base, backbone] if features.concatenate and base is not None else [backbone]
-        self.description = {**description, "features": plain(features), "weights_sha256": hash_weights(backbone.state)}
+        self.spec, self.options, self.device, self.head, self.backbone, self.base = backbone.spec, options, device, head, backbone, base
+        self.description = {**description, "features": plain(options), "weights_sha256": hash_weights(backbone.state)}
+        self.inputs = Inputs(options.norm, options.concatenate, normalisation=None, padding=options.padding, stretch=False)
+        self._check()
 
     @property
     def grid_rule(self) -> list[Any]:
         """What decides about the grid of an image."""
-        return [self.spec.patch, self.options.fit]
+        return [self.spec.patch, self.inputs.padding]
+
+    def with_inputs(self, inputs: Inputs) -> NetworkModel:
+        """The same network under a protocol's inputs; its own choice of a layer stays, and so does a concatenation that was asked for."""
+        other = copy.copy(self)
+        other.inputs = replace(inputs, with_base=inputs.with_base or self.options.concatenate)
+        other._check()
+        return other
 
     def grid(self, height: int, width: int) -> FeatureMap:
-        """Where the tokens of an image of that size lie: a map without channels. The odd pixel is added, or cut off, behind."""
-        patch, pad = self.spec.patch, self.options.fit == "pad"
-        sizes = [-(-size // patch) if pad else size // patch for size in (height, width)]
-        offset = tuple(int((count * patch - size) / 2) for count, size in zip(sizes, (height, width), strict=True))
-        return FeatureMap(torch.empty(1, 0, *sizes), None, (offset[0], offset[1]), patch)
+        """Where the tokens of an image of that size lie: a map without channels."""
+        patch = self.spec.patch
+        rows, columns, top, left = padded_size(height, width, patch, self.inputs.padding)
+        return FeatureMap(torch.empty(1, 0, rows // patch, columns // patch), None, (top, left), patch)
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> FeatureMap:
-        """[B,3,H,W] in [0,1], of one size. The class token is the first network's alone, as FiT3D has it."""
-        mean, std = (torch.tensor(c, device=self.device).view(1, 3, 1, 1) for c in (self.spec.mean, self.spec.std))
-        pixels = (images.to(self.device) - mean) / std
-        where = self.grid(*images.shape[-2:])
-        (top, left), (h, w), patch = where.offset, where.patch.shape[-2:], where.stride
-        bottom, right = h * patch - images.shape[-2] - top, w * patch - images.shape[-1] - left
-        pixels = F.pad(pixels, (left, right, top, bottom))  # with zeros after normalisation, or less than nothing
-        found = [self._pass(part, pixels) for part in self.parts]
-        return FeatureMap(torch.cat([tokens for tokens, _ in found], 1), found[0][1], where.offset, patch)
+        """[B,3,H,W] in [0,1], of one size. Beside a base's tokens, the class token is the base's alone, as FiT3D has it."""
+        statistics = self.inputs.normalisation or (self.spec.mean, self.spec.std)
+        pixels, offset = pad(normalise(images.to(self.device), statistics), self.spec.patch, self.inputs.padding)
+        parts = [self.base, self.backbone] if self.inputs.with_base and self.base is not None else [self.backbone]
+        found = [self._pass(part, pixels) for part in parts]
+        return FeatureMap(torch.cat([tokens for tokens, _ in found], 1), found[0][1], offset, self.spec.patch)
 
     def tokens(self, frame: ProbeFrame) -> Tokens:
-        image = torch.from_numpy(np.ascontiguousarray(frame.image)).permute(2, 0, 1)[None].float() / 255
-        found = self.features(image)
+        found = self.features(as_batch([frame.image]))
         patches = found.patch
         if self.options.class_token and found.cls is not None:
             patches = torch.cat([patches, found.cls[:, :, None, None].expand(-1, -1, *patches.shape[-2:])], 1)
         patches = patches.float().cpu()
         return Tokens(FeatureMap(patches, None, found.offset, found.stride), torch.ones(patches.shape[-2:], dtype=torch.bool))
 
+    def _check(self) -> None:
+        if self.inputs.with_base and self.base is None:
+            raise ConfigError(
+                "features.concatenate, or the protocol, needs the network that the model started from; run=... and export=... say it"
+            )
+        if self.options.layer is not None and self.inputs.layers > 1:
+            raise ConfigError("features.layer: the protocol takes several layers; leave it out")
+
     def _pass(self, part: Backbone, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Patch tokens [B,C,h,w] and the class token [B,C] of one network."""
-        model = part.at(*pixels.shape[-2:], self.device)
-        depth, layer = len(model.blocks), self.options.layer
+        """Patch tokens [B,C,h,w] and the class token [B,C] of one network; of several layers one after the other on channels."""
+        height, width = pixels.shape[-2:]
+        model = part.at(height, width, self.device)
+        depth, layer, count = len(model.blocks), self.options.layer, self.inputs.layers
         if layer is not None and not 0 <= layer < depth:
             raise ConfigError(f"features.layer={layer}: {part.spec.name} has blocks 0 to {depth - 1}")
-        (found,) = model.forward_intermediates(
+        found = model.forward_intermediates(
             pixels,
-            indices=[depth - 1 if layer is None else layer],
-            norm=self.options.norm,
+            indices=[depth * (n + 1) // count - 1 for n in range(count)] if layer is None else [layer],
+            norm=self.inputs.final_norm,
             return_prefix_tokens=True,
             output_fmt="NCHW",
             intermediates_only=True,
         )
-        tokens, prefix = found
         has_class = getattr(model, "cls_token", None) is not None
         if self.options.class_token and not has_class:
             raise ConfigError(f"features.class_token: {part.spec.name} has none; set it to false")
-        return tokens, prefix[:, 0] if has_class else None
+        classes = torch.cat([prefix[:, 0] for _, prefix in found], 1) if has_class else None
+        return torch.cat([tokens for tokens, _ in found], 1), classes
 
 
 def open_model(config: EvaluateConfig, device: str) -> NetworkModel:
@@ -159,8 +170,7 @@ def open_model(config: EvaluateConfig, device: str) -> NetworkModel:
 
 def random_model(like: NetworkModel) -> NetworkModel:
     """The same architecture and options with random weights."""
-    backbone = like.parts[-1]
-    config = BackboneConfig(backbone.architecture, "random", 0, backbone.blocks)
+    config = BackboneConfig(like.backbone.architecture, "random", 0, like.backbone.blocks)
     options = replace(like.options, concatenate=False)
     return NetworkModel(_load(config), options, {"backbone": plain(config)}, like.device)
 
@@ -182,7 +192,7 @@ def _of_run(config: EvaluateConfig, device: str) -> NetworkModel:
     own = state[config.network.value]
     architecture, blocks = trained.backbone.architecture, trained.backbone.blocks
     description = {"run": config.run, "step": step, "network": config.network.value, "trained_with": who}
-    plain_tokens = config.features == FeaturesConfig(fit=config.features.fit)
+    plain_tokens = config.features == FeaturesConfig(padding=config.features.padding)
     head = _head(trained.head, own, base) if plain_tokens else None
     exported = export_state_dict(trained, base, own)
     return NetworkModel(
@@ -215,8 +225,3 @@ def _of_export(config: EvaluateConfig, device: str) -> NetworkModel:
         if hash_weights(base.state) != trained_with["weights_sha256"]:
             raise ConfigError(f"base: {config.export} was trained from other weights; say where they are: base=..., or baselines=false")
     return NetworkModel(backbone, config.features, {"export": config.export, **note}, device, base)
-
-
-def stack(tokens: Sequence[Tokens]) -> torch.Tensor:
-    """The tokens that count of several frames, [N,C]."""
-    return torch.cat([one.map.patch[0][:, one.keep].T for one in tokens])

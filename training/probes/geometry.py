@@ -1,4 +1,4 @@
-"""Between views with depth: where the point of a pixel lies in another view, whether it is visible there, and what the surface's normal is."""
+"""Surfaces from depth and cameras: where a pixel's point lies in another view, whether it is visible there, and its normal."""
 
 from __future__ import annotations
 
@@ -30,21 +30,26 @@ def reproject(first: ProbeFrame, second: ProbeFrame, pixels_n2: np.ndarray) -> S
     Returns:
         A point without depth at either end, behind the camera, outside the image or occluded is not visible.
     """
-    assert first.depth is not None and second.depth is not None
-    assert first.K is not None and second.K is not None and first.c2w is not None and second.c2w is not None
-    depth, inside = _depth_at(first.depth, pixels_n2)
-    rays = np.concatenate([(pixels_n2 - first.K[:2, 2]) / first.K[[0, 1], [0, 1]], np.ones((len(pixels_n2), 1))], 1)
-    points = (rays * depth[:, None]) @ first.c2w[:3, :3].T + first.c2w[:3, 3]
-    there = (points - second.c2w[:3, 3]) @ second.c2w[:3, :3]  # the inverse of a rotation is its transpose
+    (K0, c2w0, depth0), (K1, c2w1, depth1) = _camera_and_depth(first), _camera_and_depth(second)
+    depth, inside = _depth_at(depth0, pixels_n2)
+    rays = np.concatenate([(pixels_n2 - K0[:2, 2]) / K0[[0, 1], [0, 1]], np.ones((len(pixels_n2), 1))], 1)
+    points = (rays * depth[:, None]) @ c2w0[:3, :3].T + c2w0[:3, 3]
+    there = (points - c2w1[:3, 3]) @ c2w1[:3, :3]  # the inverse of a rotation is its transpose
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.nan_to_num((there / there[:, 2:]) @ second.K.T, nan=-1.0, posinf=-1.0, neginf=-1.0)[:, :2]
-    seen, there_inside = _depth_at(second.depth, found)
+        found = np.nan_to_num((there / there[:, 2:]) @ K1.T, nan=-1.0, posinf=-1.0, neginf=-1.0)[:, :2]
+    seen, there_inside = _depth_at(depth1, found)
     relative, metres = OCCLUSION
     visible = inside & there_inside & (depth > 0) & (seen > 0) & (there[:, 2] > 0)
     visible &= np.abs(seen - there[:, 2]) <= relative * there[:, 2] + metres
-    a, b = first.c2w[:3, 3] - points, second.c2w[:3, 3] - points
+    a, b = c2w0[:3, 3] - points, c2w1[:3, 3] - points
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
     return Seen(found, visible, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def _camera_and_depth(frame: ProbeFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if frame.K is None or frame.c2w is None or frame.depth is None:
+        raise ValueError(f"frame {frame.key}: matching views needs its depth and camera (K and c2w), or pairs with points")
+    return frame.K, frame.c2w, frame.depth
 
 
 def _depth_at(depth_hw: np.ndarray, pixels_n2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -35,8 +35,8 @@ def token_depth(where: FeatureMap, frame: ProbeFrame, depth_range: tuple[float, 
     assert frame.depth is not None
     tiles = token_pixels(where, frame.depth)
     known = (tiles > depth_range[0]) & (tiles < depth_range[1])
-    logs = np.log(np.where(known, tiles, 1.0))
-    return (logs.sum(2) / np.maximum(known.sum(2), 1))[..., None], known.any(2)
+    logs, count = np.log(np.where(known, tiles, 1.0)), known.sum(2)
+    return (logs.sum(2) / np.maximum(count, 1))[..., None], count > 0
 
 
 def token_normals(where: FeatureMap, frame: ProbeFrame) -> tuple[np.ndarray, np.ndarray]:

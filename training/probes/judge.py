@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from storage.location import StorageError
 from training.model.head import DinoHead
 from training.probes import consistency
 from training.probes.closed import Group, Linear, fit_logistic, fit_ridge
@@ -19,27 +20,11 @@ from training.probes.depth import depth_metrics, scale_free_metrics, valid_depth
 from training.probes.extractor import Tokens, TokenSource
 from training.probes.grid import to_pixels, token_classes, token_depth, token_normals
 from training.probes.normals import normal_metrics
+from training.probes.outcome import Outcome
 from training.probes.results import Tally
 from training.probes.segmentation import confusion_matrix
 
 DENSE = ("depth", "normals", "segmentation")
-
-
-@dataclass
-class Judged:
-    """tasks: a tally each, `consistency` among them. heads: the fitted ones. drawn: for pictures, predictions by test frame and task, and
-    matches by number of the pair."""
-
-    tasks: dict[str, Tally] = field(default_factory=dict)
-    heads: dict[str, Linear] = field(default_factory=dict)
-    predictions: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-    matches: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        found = {task: tally.to_json(task) for task, tally in self.tasks.items()}
-        for task, head in self.heads.items():
-            found[task]["strength"] = head.strength
-        return found
 
 
 def judge(
@@ -48,7 +33,7 @@ def judge(
     tasks: Collection[str],
     strength: float | None = None,
     draw: tuple[Collection[int], Collection[int]] = ((), ()),
-) -> Judged:
+) -> Outcome:
     """Fits heads on the train frames, and judges them, and matches between views, on the test frames.
 
     Args:
@@ -58,40 +43,47 @@ def judge(
         draw: test frames, and pairs, whose predictions are kept.
     """
     wanted = [task for task in (*DENSE, "correspondence") if task in tasks and task in data.tasks]
-    judged = Judged({task: Tally() for task in (*wanted, "consistency")})
-    judged.heads = _fit(source, data, [task for task in wanted if task in DENSE], strength)
+    outcome = Outcome({task: Tally() for task in (*wanted, "consistency")})
+    heads = _fit(source, data, [task for task in wanted if task in DENSE], strength)
+    outcome.notes = {task: {"strength": head.strength} for task, head in heads.items()}
     views: list[tuple[Tokens, ProbeFrame]] = []
     for number, frame in enumerate(data.frames("test")):
         tokens = source.tokens(frame)
         if tokens.keep.any():
-            found = _judge_frame(judged, data, frame, tokens)
+            found = _judge_frame(outcome, heads, data, frame, tokens)
             if number in draw[0]:
-                judged.predictions[number] = found
+                outcome.predictions[number] = found
         bare = dataclasses.replace(frame, image=np.empty((*frame.image.shape[:2], 0), np.uint8), normals=None, labels=None)
         views.append((tokens, bare))
     if "correspondence" in wanted:
-        _judge_pairs(judged, data, views, draw[1])
-    _judge_tokens(judged.tasks["consistency"], views, getattr(source, "head", None))
-    return judged
+        _judge_pairs(outcome, data, views, draw[1])
+    _judge_tokens(outcome.tasks["consistency"], views, getattr(source, "head", None))
+    return outcome
 
 
 def _fit(source: TokenSource, data: ProbeData, tasks: Sequence[str], strength: float | None) -> dict[str, Linear]:
     """A head a task, of the train frames' tokens."""
     if not tasks:
         return {}
-    rooms: defaultdict[str, defaultdict[str, list[Group]]] = defaultdict(lambda: defaultdict(list))
+    rooms: defaultdict[str, list[torch.Tensor]] = defaultdict(list)  # tokens; of each task what is wanted of them, and whether it is known
+    wanted: dict[str, defaultdict[str, list[tuple[torch.Tensor, torch.Tensor]]]] = {task: defaultdict(list) for task in tasks}
     for frame in data.frames("train"):
         tokens = source.tokens(frame)
-        flat = tokens.map.patch[0].flatten(1).T
-        for task in tasks:
-            target, known = _target(task, tokens, frame, data)
-            use = (torch.from_numpy(known) & tokens.keep).flatten()
-            if use.any():
-                wanted = torch.from_numpy(target).flatten(0, 1)
-                rooms[task][frame.group].append(Group(flat[use], wanted[use]))
+        if tokens.keep.any():
+            rooms[frame.group].append(tokens.map.patch[0][:, tokens.keep].T)
+            for task in tasks:
+                target, known = map(torch.from_numpy, _target(task, tokens, frame, data))
+                wanted[task][frame.group].append((target[tokens.keep], known[tokens.keep]))
+    stacked = {room: torch.cat(parts) for room, parts in sorted(rooms.items())}
     heads = {}
     for task in tasks:
-        groups = [Group(*map(torch.cat, zip(*parts, strict=True))) for _, parts in sorted(rooms[task].items())]
+        groups = []
+        for room, everything in stacked.items():
+            target, known = map(torch.cat, zip(*wanted[task][room], strict=True))
+            if known.any():
+                groups.append(Group(everything[known], target[known]))
+        if not groups:
+            raise StorageError(f"data={data.name}: no token of a train frame has a truth of {task}; check the data, or leave the task out")
         heads[task] = fit_logistic(groups, len(data.classes)) if task == "segmentation" else fit_ridge(groups, strength)
     return heads
 
@@ -102,13 +94,15 @@ def _target(task: str, tokens: Tokens, frame: ProbeFrame, data: ProbeData) -> tu
     return token_normals(tokens.map, frame) if task == "normals" else token_classes(tokens.map, frame)
 
 
-def _judge_frame(judged: Judged, data: ProbeData, frame: ProbeFrame, tokens: Tokens) -> dict[str, np.ndarray]:
+def _judge_frame(
+    outcome: Outcome, heads: Mapping[str, Linear], data: ProbeData, frame: ProbeFrame, tokens: Tokens
+) -> dict[str, np.ndarray]:
     """Adds one frame's figures; returns its predictions, for pictures."""
     height, width = frame.image.shape[:2]
     flat = tokens.map.patch[0].flatten(1).T
     drawn = {}
-    for task, head in judged.heads.items():
-        tally = judged.tasks[task]
+    for task, head in heads.items():
+        tally = outcome.tasks[task]
         at_tokens = head(flat).T.unflatten(1, tokens.keep.shape)
         pixels, covered = to_pixels(at_tokens, tokens, height, width)
         record: dict[str, Any] = {"key": frame.key, "room": frame.group}
@@ -149,8 +143,8 @@ def _dense(
     return {name: float(value[0]) for name, value in found.items()}, valid, prediction
 
 
-def _judge_pairs(judged: Judged, data: ProbeData, views: Sequence[tuple[Tokens, ProbeFrame]], draw: Collection[int]) -> None:
-    tally, of_all = judged.tasks["correspondence"], judged.tasks["consistency"]
+def _judge_pairs(outcome: Outcome, data: ProbeData, views: Sequence[tuple[Tokens, ProbeFrame]], draw: Collection[int]) -> None:
+    tally, of_all = outcome.tasks["correspondence"], outcome.tasks["consistency"]
     for number, pair in enumerate(data.pairs()):
         (first, a), (second, b) = views[pair.first], views[pair.second]
         record: dict[str, Any] = {"first": a.key, "second": b.key, "room": a.group, "points": 0}
@@ -166,7 +160,7 @@ def _judge_pairs(judged: Judged, data: ProbeData, views: Sequence[tuple[Tokens, 
             right = error <= limit
             record[f"recall_{limit}"] = float(right.mean())
             tally.add(a.group, f"recall_{limit}", float(right.sum()), count)
-            for low, high in zip(consistency.ANGLES, consistency.ANGLES[1:], strict=False):
+            for low, high in itertools.pairwise(consistency.ANGLES):
                 here = (angle >= low) & (angle < high)
                 tally.add(a.group, f"recall_{limit}@{low}-{high}", float(right[here].sum()), int(here.sum()))
         tally.add(a.group, "error_median", float(np.median(error)))
@@ -174,7 +168,7 @@ def _judge_pairs(judged: Judged, data: ProbeData, views: Sequence[tuple[Tokens, 
         of_all.add(a.group, "cosine", float(found["cosine"].sum()), count)
         of_all.add(a.group, "margin", float((found["cosine"] - found["background"]).sum()), count)
         if number in draw:
-            judged.matches[number] = found
+            outcome.matches[number] = found
 
 
 def _judge_tokens(tally: Tally, views: Sequence[tuple[Tokens, ProbeFrame]], head: DinoHead | None) -> None:

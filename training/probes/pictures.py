@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ def predictions(data: ProbeData, found: Mapping[int, Mapping[str, np.ndarray]], 
 
 
 def matches(data: ProbeData, found: Mapping[int, Mapping[str, Any]], title: str) -> Figure:
-    """A row a pair: lines from tokens of the first view to their matches in the second; green where within a patch of the truth, else red."""
+    """A row a pair: lines from tokens of the first view to their matches in the second; green within a patch of the truth, else red."""
     frames, pairs = data.frames("test"), data.pairs()
     figure = Figure(figsize=(9, 3.2 * len(found) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -73,8 +74,9 @@ def matches(data: ProbeData, found: Mapping[int, Mapping[str, Any]], title: str)
 
 def recall_by_angle(rows: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     """Share of matches within a patch against the angle between the rays, a line a row; None where no row has matches."""
-    bins = [f"{low}-{high}" for low, high in zip(ANGLES, ANGLES[1:], strict=False)]
-    lines = {name: [row["correspondence"]["metrics"].get(f"recall_1@{b}") for b in bins] for name, row in rows.items() if "correspondence" in row}
+    bins = [f"{low}-{high}" for low, high in itertools.pairwise(ANGLES)]
+    found = {name: row["correspondence"]["metrics"] for name, row in rows.items() if "correspondence" in row}
+    lines = {name: [metrics.get(f"recall_1@{b}") for b in bins] for name, metrics in found.items()}
     if not any(value is not None for line in lines.values() for value in line):
         return None
     figure = Figure(figsize=(6, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Figures of the Splat and Distill paper (ICLR 2026), for rows that are marked as published. In this project's units: shares, metres, degrees."""
+"""Figures of the Splat and Distill paper (ICLR 2026), for rows that are marked as published: shares, metres, degrees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _DEPTH = {
 _CLASSES = {
     "DINOv2": (0.2954, 0.5127, 0.6473), "FiT3D": (0.3177, 0.5450, 0.6633), "MEF": (0.2744, 0.4744, 0.6317), "SnD": (0.3178, 0.5601, 0.6750),
 }  # fmt: skip
-_NORMALS = {"DINOv2 S": 30.99, "DINOv2 B": 31.40, "FiT3D S": 30.57, "FiT3D B": 30.57, "MEF S": 33.05, "MEF B": 32.60, "SnD S": 28.93, "SnD B": 29.37}
+_NORMALS = {
+    "DINOv2 S": 30.99, "DINOv2 B": 31.40, "FiT3D S": 30.57, "FiT3D B": 30.57,
+    "MEF S": 33.05, "MEF B": 32.60, "SnD S": 28.93, "SnD B": 29.37,
+}  # fmt: skip
 
 FIGURES: tuple[Published, ...] = (
     *(Published(d, "depth", "rmse", f"{m} S", v) for m, row in _DEPTH.items() for d, v in zip(_DATA, row, strict=True)),

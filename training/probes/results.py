@@ -62,6 +62,9 @@ METRICS: dict[str, dict[str, Metric]] = {
         "recall_1@15-30": Metric("15-30", True, 100, 1),
         "recall_1@30-60": Metric("30-60", True, 100, 1),
         "recall_1@60-180": Metric(">60", True, 100, 1),
+        **{f"recall@{limit}px": Metric(f"{limit} px %", True, 100, 1) for limit in (5, 10, 20, 40, 80)},
+        **{f"headline@{bin}": Metric(f"{bin} deg", True, 100, 1) for bin in ("0-15", "15-30", "30-60", "60-180")},
+        "pck@0.1": Metric("PCK .1 %", True, 100, 1),
     },
     "consistency": {
         "rank": Metric("rank of truth %", False, 100, 1),
@@ -91,7 +94,7 @@ class Tally:
         here = self.rooms.setdefault(room, {})
         here[CONFUSION] = (torch.tensor(here[CONFUSION]) + matrix).tolist() if CONFUSION in here else matrix.tolist()
 
-    def to_json(self, task: str) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """metrics: of all rooms; rooms: [sum, count] of each; records."""
         names = sorted({name for room in self.rooms.values() for name in room} - {CONFUSION})
         if any(CONFUSION in room for room in self.rooms.values()):
@@ -174,8 +177,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def layout(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns, the first to the left."""
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    return "\n".join(
-        "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths, strict=False))).rstrip()
-        for row in rows
-    )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [text.ljust(widths[0]) if i == 0 else text.rjust(widths[i]) for i, text in enumerate(row)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

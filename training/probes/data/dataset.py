@@ -232,9 +232,7 @@ def choose_pairs(views: Sequence[ProbeFrame], count: int) -> list[tuple[int, int
         for i, found in enumerate(bins):
             if shares[i] < len(found) and sum(shares) < count:
                 shares[i] += 1
-    return [
-        (a, b) for found, share in zip(bins, shares, strict=True) for _, a, b in (sorted(found)[i] for i in evenly(len(found), share))
-    ]
+    return [(a, b) for found, share in zip(bins, shares, strict=True) for _, a, b in (sorted(found)[i] for i in evenly(len(found), share))]
 
 
 def _split(config: Config, train: Table, test: Table) -> dict[str, list[Place]]:
@@ -249,8 +247,8 @@ def _split(config: Config, train: Table, test: Table) -> dict[str, list[Place]]:
     common = sorted(of_train & of_test)
     if common:
         raise ConfigError(
-            f"data.test={test.root}: scene {common[0]} is in data.train={train.root} too ({len(common)} are); judge on other scenes, or list "
-            "them in data.test_scenes"
+            f"data.test={test.root}: scene {common[0]} is in data.train={train.root} too ({len(common)} are); judge on other scenes, or "
+            "list them in data.test_scenes"
         )
     if not of_train:
         raise ConfigError(f"data.test_scenes: names every scene of data.train={train.root}; leave some to fit the probes on")

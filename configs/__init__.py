@@ -30,12 +30,12 @@ def command(schema: type[Config], run: Callable[[Config], None]) -> None:
     from storage.location import StorageError
 
     words = sys.argv[1:]
-    if {"--help", "-h"} & set(words):
-        print(f"{sys.modules[run.__module__].__doc__}\n{help_text(schema)}")
-        return
     show = words[:2] == ["--cfg", "job"] or words[-2:] == ["--cfg", "job"]
     words = [word for word in words if word not in ("--cfg", "job")] if show else words
     try:
+        if {"--help", "-h"} & set(words):
+            print(f"{sys.modules[run.__module__].__doc__}\n{help_text(schema)}")
+            return
         config = load(schema, words)
     except ConfigError as error:
         sys.exit(_refuse_on_all_ranks(error))

@@ -178,7 +178,7 @@ def _find(schema: type, values: Values, path: str) -> tuple[Key, Values]:
         known = {one.name: one for one in keys(schema, prefix)}
         if names[0] not in known:
             close = difflib.get_close_matches(names[0], known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {prefix + close[0]!r}?" if close else ""
             raise ConfigError(f"unknown key {path!r}{hint} (--help lists the keys)")
         one = known[names[0]]
         if len(names) == 1:
@@ -210,7 +210,7 @@ def _preset(group: str, text: str, one: Key | None = None) -> Any:
     known = presets(group)
     if not is_path and text not in known:
         if one and one.registry:
-            one.registry.get(text)
+            one.registry.get(text, known)
             return {"name": text}
         raise ConfigError(f"{group}={text}: choose one of {', '.join(known)}, or give the path of a .yaml file")
     try:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -35,19 +36,31 @@ class Registry:
         """All choices, ascending. Nothing is imported but the package itself."""
         return sorted({*self._ours(), *entry_points(group=self.group).names})
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str, presets: Iterable[str] = ()) -> Any:
         """The module of a choice. Ours come first: no installed package can put itself in their place.
 
-        Raises ConfigError where there is no choice of that name.
+        Args:
+            name: of the choice.
+            presets: what else the user may give for the key; the message lists it too.
+
+        Raises:
+            ConfigError: there is no choice of that name, or it lacks what a choice must have.
         """
         if name in self._ours():
-            return importlib.import_module(f"{self.package}.{name}")
+            return self._whole(name, importlib.import_module(f"{self.package}.{name}"))
         for entry in entry_points(group=self.group):
             if entry.name == name:
-                return entry.load()
-        raise ConfigError(
-            f"{self.what}={name}: choose one of {', '.join(self.names())}, or install a package with an entry point in {self.group}"
-        )
+                return self._whole(name, entry.load())
+        known = sorted({*self.names(), *presets})
+        raise ConfigError(f"{self.what}={name}: choose one of {', '.join(known)}, or install a package with an entry point in {self.group}")
+
+    def _whole(self, name: str, choice: Any) -> Any:
+        where = getattr(choice, "__name__", choice)
+        if not is_dataclass(getattr(choice, "Config", None)):
+            raise ConfigError(f"{self.what}={name}: {where} has no dataclass `Config`; write one, if need be without fields")
+        if not callable(getattr(choice, "make", None)):
+            raise ConfigError(f"{self.what}={name}: {where} has no function `make(config)`; write one that gives the thing")
+        return choice
 
     def _ours(self) -> set[str]:
         spec = importlib.util.find_spec(self.package)

@@ -15,8 +15,11 @@ from configs.fields import Key, keys, plain
 
 Config = TypeVar("Config")
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"supervision.shuffle": "supervision.control"}
 """Dotted key of an older release -> today's."""
+
+REWRITTEN: dict[str, dict[Any, Any]] = {"supervision.shuffle": {False: "none", True: "shuffle"}}
+"""Dotted key of an older release -> today's value for each of its values, where the values changed too."""
 
 REMOVED: dict[str, Any] = {}
 """Dotted key of an older release -> the value that asked for what is done today."""
@@ -33,7 +36,9 @@ def restore(schema: type[Config], stored: Mapping[str, Any], where: str) -> Conf
     Raises:
         ConfigError: it holds a key that nobody knows (a newer release's), lacks one that always was, or asks for what is gone.
     """
-    flat = {RENAMED.get(path, path): value for path, value in _flat(schema, stored).items()}
+    flat = {
+        RENAMED.get(path, path): REWRITTEN[path][value] if path in REWRITTEN else value for path, value in _flat(schema, stored).items()
+    }
     for path, value in [item for item in flat.items() if item[0] in REMOVED]:
         if value != REMOVED[path]:
             raise ConfigError(

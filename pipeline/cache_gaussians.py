@@ -12,6 +12,8 @@ that is repeated makes only what is missing or stale; `plan_only=true` says what
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from configs import ConfigError, command
 from configs.schema import CacheGaussiansConfig
@@ -20,7 +22,7 @@ from pipeline.columns.gaussians import GaussiansMaker, gaussians_provenance, win
 from pipeline.columns.job import ColumnBuild, run_columns
 from pipeline.columns.operators import OperatorsMaker, operators_provenance
 from pipeline.estimate import estimate_windows
-from pipeline.reconstruct.base import Reconstructor, make_reconstructor
+from pipeline.reconstruct.base import make_reconstructor
 from pipeline.release import recorded
 from storage.column import Column
 from storage.index import Index, read_current
@@ -47,11 +49,12 @@ def run(config: CacheGaussiansConfig) -> None:
             f"reconstructor: it takes {reconstructor.views} views, but a context of windows={config.windows} has {views}; choose another "
             "windows table or reconstructor"
         )
-    made = gaussians_provenance(windows, frames, note, reconstructor.describe(), recorded())
+    described = {**reconstructor.describe(), "name": config.reconstructor.name}
+    made = gaussians_provenance(windows, frames, note, described, recorded())
     gaussians = Column(config.dataset, config.column) if config.keep_gaussians else None
     masks = table.by_kind["masks"] if with_operators else None
     operators = Column(config.dataset, config.operators.column) if with_operators else None
-    declared = _operators_provenance(config, table, made, note, reconstructor)
+    declared = _operators_provenance(config, table, made, note, described)
     for column, provenance in ((gaussians, made), (operators, declared)):
         if column:
             column.check(provenance)
@@ -101,9 +104,9 @@ def _missing_operators(operators: Column, declared: Provenance, table: Table, ga
 
 
 def _operators_provenance(
-    config: CacheGaussiansConfig, table: Table, made: Provenance, note: Provenance, reconstructor: Reconstructor
+    config: CacheGaussiansConfig, table: Table, made: Provenance, note: Provenance, described: Mapping[str, Any]
 ) -> Provenance:
-    """made: provenance of the Gaussians, from which operators are made where they are kept."""
+    """made: provenance of the Gaussians, from which operators are made where they are kept. described: the reconstructor."""
     sources = {name: index.provenance for name, index in table.columns.items()}
     if config.keep_gaussians:
         sources[config.column] = made.fingerprint
@@ -112,7 +115,7 @@ def _operators_provenance(
         raise ConfigError(f"operators.patch={patch}: images of {height} x {width} pixels have no such patch; choose the backbone's")
     grid = height // patch, width // patch
     asked = (grid, config.operators.targets, config.operators.values)
-    return operators_provenance(sources, config.masks, note, reconstructor.describe(), *asked, recorded())
+    return operators_provenance(sources, config.masks, note, described, *asked, recorded())
 
 
 if __name__ == "__main__":

@@ -136,6 +136,13 @@ def test_every_key_since_the_first_release_says_what_was_before_it() -> None:
     assert {one.path for one in leaves(TrainConfig) if one.before is None} == then
 
 
+def test_a_shuffled_run_is_a_control_today() -> None:
+    values = stored()
+    assert complete(TrainConfig, values, "run")["supervision"]["control"] == "none"
+    values["supervision"]["shuffle"] = True
+    assert complete(TrainConfig, values, "run")["supervision"]["control"] == "shuffle"
+
+
 def test_renamed_removed_and_unknown_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     values = stored()
     values["lora"]["patch_embedding"] = values["lora"].pop("patch_embed")

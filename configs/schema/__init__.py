@@ -22,6 +22,7 @@ from configs.schema.tools import (
     VerifyConfig,
 )
 from configs.schema.training import (
+    Control,
     HeadConfig,
     LoaderConfig,
     LoraConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "BuildShardsConfig",
     "CacheGaussiansConfig",
     "CompareConfig",
+    "Control",
     "DeleteConfig",
     "Deletion",
     "DescribeConfig",

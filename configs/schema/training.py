@@ -90,6 +90,14 @@ class SupervisionMode(Enum):
     live = "live"
 
 
+class Control(Enum):
+    """Supervision from which no geometry can be learnt."""
+
+    none = "none"
+    no_geometry = "no_geometry"
+    shuffle = "shuffle"
+
+
 @dataclass
 class SupervisionConfig:
     """What the student is to match."""
@@ -115,8 +123,9 @@ class SupervisionConfig:
     context_as_target: bool = True
     """The target may be one of the context frames (2 draws in 9)."""
 
-    shuffle: bool = False
-    """Control: supervision permuted over the image, so that nothing can be learnt from its position."""
+    control: Control = Control.none
+    """What a training is compared with. `no_geometry`: every supervised token's target is the teacher's own token there, of the image that
+    the student sees; `shuffle`: the splatted tokens, permuted over the image."""
 
     def __post_init__(self) -> None:
         check_share(self, "blend", "min_coverage")

@@ -23,7 +23,7 @@ from storage.table import Table
 def gaussians_provenance(
     windows: Index, frames: Index, note: Provenance, reconstructor: Mapping[str, Any], recorded: Mapping
 ) -> Provenance:
-    """Of `gaussians`; note: that of `frames`. reconstructor: what it says of itself, its weights by their hash."""
+    """Of `gaussians`; note: that of `frames`. reconstructor: its name, and what it says of itself."""
     settings = {"kind": "gaussians", "reconstructor": dict(reconstructor), **{n: note.settings[n] for n in ("source", "licence")}}
     return Provenance({"frames": frames.provenance, "windows": windows.provenance}, settings, FORMAT_VERSION, recorded)
 

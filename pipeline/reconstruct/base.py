@@ -45,7 +45,8 @@ class Reconstructor(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What goes into the column's note of what made it: settings, weights hash. Plain JSON."""
+        """Every setting that decides about the Gaussians, as plain JSON values; weights by their hash. They bind in the provenance, where
+        the name by which the reconstructor was chosen is put beside them."""
 
     @abstractmethod
     def check_size(self, height: int, width: int) -> None:

@@ -38,7 +38,7 @@ class DepthReconstructor(Reconstructor):
         self.footprint = footprint
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "depth", "footprint": self.footprint}
+        return {"footprint": self.footprint}
 
     def check_size(self, height: int, width: int) -> None:
         """Any size will do."""

@@ -88,7 +88,6 @@ class FfgsReconstructor(Reconstructor):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "name": "ffgs",
             "ffgs_version": version("ffgs"),
             "model": self.model,
             "pixel_aligned": self.pixel_aligned,

@@ -157,7 +157,7 @@ def test_sizes_are_checked_before_any_work(reconstructor: MVSplatReconstructor) 
 def test_the_note_says_what_made_the_column(reconstructor: MVSplatReconstructor) -> None:
     note = reconstructor.describe()
     assert json.loads(json.dumps(note)) == note
-    assert (note["name"], note["near"], note["far"]) == ("mvsplat", 1.0, 100.0)
+    assert (note["near"], note["far"]) == (1.0, 100.0)
     assert "mean nothing" in note["weights"]
     assert len(note["weights_sha256"]) == 64
     assert not reconstructor.needs_depth

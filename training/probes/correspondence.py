@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from training.probes.data.base import ProbeFrame
 from training.probes.features import FeatureMap
+from training.probes.geometry import reproject
 from training.probes.matching import Matches, match_by_ratio, nearest, pixel_centres, sample_features, token_centres
 
 ROTATION_BINS = (0.0, 15.0, 30.0, 60.0, 180.0)  # degrees
-_OCCLUSION = (0.03, 0.01)  # a point is seen where the depth agrees with it to 3 % and a centimetre
 
 
 @dataclass(frozen=True)
@@ -183,24 +183,14 @@ def match_tokens(maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second:
     A token counts if its middle has a depth, and the second view sees that point: inside the image, and nothing nearer (3 % and 1 cm).
     Raises ValueError that names a frame without depth or camera.
     """
-    (K0, c2w0), (K1, c2w1) = _camera(first), _camera(second)
-    depth0, depth1 = _depth(first).double(), _depth(second).double()
     centres = [token_centres(features).double().cpu() for features in maps]
-    inside = [_inside(xy, depth.shape) for xy, depth in zip(centres, (depth0, depth1), strict=True)]
-    source, z = centres[0][inside[0]], _at(depth0, centres[0][inside[0]])
-    xyz = unproject(source, z, torch.from_numpy(K0))
-    moved = transform(xyz, relative_pose(first, second))
-    truth = project(moved, torch.from_numpy(K1))
-    visible = (z > 0) & (moved[:, 2] > 0) & _inside(truth, depth1.shape)
-    seen = _at(depth1, torch.where(visible[:, None], truth, 0))
-    visible &= (seen > 0) & ((seen - moved[:, 2]).abs() <= _OCCLUSION[0] * moved[:, 2] + _OCCLUSION[1])
+    inside = [_inside(xy, frame.image.shape) for xy, frame in zip(centres, (first, second), strict=True)]
+    source = centres[0][inside[0]]
+    pixels, visible, angle = map(torch.from_numpy, reproject(first, second, source.numpy()))
     tokens = [features.patch[0].flatten(1).T[keep.to(features.patch.device)] for features, keep in zip(maps, inside, strict=True)]
     index = nearest(tokens[0][visible.to(tokens[0].device)], tokens[1])[1][:, 0].cpu()
-    found, truth = centres[1][inside[1]][index], truth[visible]
-    world = transform(xyz[visible], torch.from_numpy(c2w0))
-    ray0, ray1 = (world - torch.from_numpy(c2w[:3, 3]) for c2w in (c2w0, c2w1))
-    angle = torch.rad2deg(torch.acos(F.cosine_similarity(ray0, ray1, dim=1).clamp(-1, 1)))
-    return TokenErrors((found - truth).norm(dim=1) / maps[1].stride, angle, found, truth, source[visible])
+    found, truth = centres[1][inside[1]][index], pixels[visible]
+    return TokenErrors((found - truth).norm(dim=1) / maps[1].stride, angle[visible], found, truth, source[visible])
 
 
 def transfer_points(maps: tuple[FeatureMap, FeatureMap], xy: torch.Tensor, sizes: Sequence[tuple[int, int]], step: int = 4) -> torch.Tensor:
@@ -237,9 +227,3 @@ def _depth(frame: ProbeFrame) -> torch.Tensor:
 
 def _inside(xy: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return (xy >= 0).all(dim=1) & (xy[:, 0] < size[1]) & (xy[:, 1] < size[0])
-
-
-def _at(image: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
-    """The values of the pixels in which points [N,2] lie."""
-    index = xy.floor().long()
-    return image[index[:, 1], index[:, 0]]

@@ -23,13 +23,6 @@ def token_pixels(where: FeatureMap, image_hw: np.ndarray, fill: float = 0) -> np
     return tiles.reshape(h, w, s * s, *taken.shape[2:])
 
 
-def token_centres(where: FeatureMap) -> np.ndarray:
-    """Pixels (x, y) of the middle of each token, [h,w,2]."""
-    h, w, s = *where.patch.shape[-2:], where.stride
-    x, y = np.meshgrid((np.arange(w) + 0.5) * s - where.offset[1], (np.arange(h) + 0.5) * s - where.offset[0])
-    return np.stack([x, y], -1)
-
-
 def token_depth(where: FeatureMap, frame: ProbeFrame, depth_range: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """The mean log depth of each token's pixels within the range, [h,w,1], and whether there is one, [h,w]."""
     assert frame.depth is not None

@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 # What may differ between the runs before and after a resume. Weights may lie elsewhere: their hash binds.
-_FREE = ("dataset", "output", "device", "loader", "checkpoint_every", "picture_every", "until", "steps")
+_FREE = ("dataset", "output", "device", "loader", "monitor", "checkpoint_every", "picture_every", "until", "steps")
 
 
 def identity(config: TrainConfig, weights_hash: str, dataset_hash: str) -> dict[str, Any]:

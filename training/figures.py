@@ -76,20 +76,29 @@ def distillation_panel(batch: Batch, supervision: Supervision, student_tokens: t
     return figure
 
 
-def curves(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Loss less ln K, cosine between student and supervision, and learning rate against the step."""
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
+_CURVES = {"excess_loss": "loss - ln K", "cosine": "cosine(student, supervision)", "lr": "learning rate"}
+_JUDGED = {
+    "match": "held out: matched within a patch",
+    "effective_rank": "held out: effective rank",
+    "inside_variance": "held out: variance inside objects",
+    "head_entropy": "held out: entropy of prototypes",
+}
+
+
+def curves(metrics: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Loss less ln K, cosine between student and supervision, and learning rate against the step; below, what the monitor found."""
+    rows = [(metrics, _CURVES), *([(judged, _JUDGED)] if judged else [])]
+    figure = Figure(figsize=(12, 3.2 * len(rows)), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    step = [m["step"] for m in metrics]
-    for axis, (name, label) in zip(
-        figure.subplots(1, 3),
-        (("excess_loss", "loss - ln K"), ("cosine", "cosine(student, supervision)"), ("lr", "learning rate")),
-        strict=True,
-    ):
-        axis.plot(step, [m[name] for m in metrics], linewidth=0.8)
-        axis.set_xlabel("step")
-        axis.set_title(label, fontsize=9)
-        axis.grid(alpha=0.3)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, (found, names) in zip(parts, rows, strict=True):
+        for axis, (name, label) in zip(part.subplots(1, len(names)), names.items(), strict=True):
+            axis.plot(
+                [m["step"] for m in found], [m.get(name) for m in found], "o-" if found is judged else "-", linewidth=0.8, markersize=3
+            )
+            axis.set_xlabel("step")
+            axis.set_title(label, fontsize=9)
+            axis.grid(alpha=0.3)
     return figure
 
 

@@ -24,6 +24,7 @@ class Metrics:
     def __init__(self, output: str, step: int, last: int) -> None:
         self.output = output
         self._pending: list[dict[str, Any]] = []
+        self._found: dict[str, Any] = {}
         self._board = _Board(output, step)
         self._bar = tqdm(initial=step, total=last, unit="step", mininterval=1.0, file=sys.stderr)
 
@@ -31,8 +32,17 @@ class Metrics:
         """Takes one step's metrics."""
         self._pending.append(metrics)
         self._bar.update()
-        self._bar.set_postfix({name: f"{metrics[name]:.4g}" for name in _BAR})
-        self._board.write(metrics)
+        self._show({name: metrics[name] for name in _BAR})
+        self._board.write(metrics["step"], {name: metrics[name] for name in _BOARD})
+
+    def judged(self, found: dict[str, Any]) -> None:
+        """Takes what the monitor found at a step; it stays on the progress bar until the next."""
+        self._found = {name: value for name, value in found.items() if name != "step"}
+        self._show({})
+        self._board.write(found["step"], {f"monitor/{name}": value for name, value in self._found.items()})
+
+    def _show(self, metrics: dict[str, Any]) -> None:
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in {**metrics, **self._found}.items()})
 
     def write(self, step: int) -> None:
         """Writes the metrics since the last time, as those up to the checkpoint of `step`."""
@@ -66,9 +76,9 @@ class _Board:
         self.folder = Path(tempfile.mkdtemp(prefix="tensorboard-") if self.remote else Path(path) / "tensorboard")
         self.writer = SummaryWriter(str(self.folder), purge_step=step)
 
-    def write(self, metrics: dict[str, Any]) -> None:
-        for name in _BOARD:
-            self.writer.add_scalar(name, metrics[name], metrics["step"])
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
 
     def upload(self) -> None:
         self.writer.flush()

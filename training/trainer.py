@@ -30,6 +30,8 @@ from training.model.weights import hash_weights, load_weights
 from training.objective.distill import distill, supervise
 from training.objective.ema import update_teacher
 from training.objective.schedule import one_cycle
+from training.probes import monitor
+from training.probes.monitor import Monitor
 
 
 class Trainer:
@@ -70,6 +72,9 @@ class Trainer:
         student, teacher = student.to(self.device), teacher.to(self.device)
         optimizer = torch.optim.Adam(student.trained().values(), lr=config.optimizer.lr, betas=(0.9, 0.999), eps=1e-8)
         self.state = TrainerState(student, teacher, optimizer)
+        self.monitor = None
+        if config.monitor.dataset is not None and self.ranks.rank == 0:
+            self.monitor = Monitor(config.monitor, find_spec(config.backbone.architecture).patch, (height, width))
 
     def _probe(self, labels: bool) -> Batch:
         """The rows that the pictures show: those of step 0, at most four; with labels and context images, or as training reads them."""
@@ -87,6 +92,8 @@ class Trainer:
             print(f"{config.output}: steps {state.step} to {last} of {config.steps}, {len(self.rows)} rows, {self.ranks.world} ranks on "
                   f"{self.device.type}, {_backbone_note(config)}", flush=True)  # fmt: skip
         metrics = Metrics(config.output, state.step, last) if lead else None
+        if metrics:
+            self._judge(metrics)
         waiting = began = time.perf_counter()
         steps = range(state.step, last)
         for batch in step_batches(self.rows, config, steps, self.ranks.rank, self.ranks.world, pinned=self.device.type == "cuda"):
@@ -95,6 +102,8 @@ class Trainer:
             began = now
             if metrics:
                 metrics.add(measured)
+                if state.step % config.monitor.every == 0 or state.step == config.steps:
+                    self._judge(metrics)
                 if state.step % config.checkpoint_every == 0 or self.stopping or state.step == last:
                     metrics.write(state.step)
                     checkpoint.save(config.output, state, self.identity)
@@ -107,11 +116,27 @@ class Trainer:
             metrics.close()
             self._report()
 
+    def _judge(self, metrics: Metrics) -> None:
+        """Judges the student on the held-out frames, unless it was judged at this step before, and says what a person should know."""
+        if self.monitor is None:
+            return
+        before = monitor.read(self.config.output)
+        now = next((one for one in before if one["step"] == self.state.step), None)
+        if now is None:
+            now = {"step": self.state.step, **self.monitor.judge(self.state.student, self.config.head.student_temperature, self.device)}
+            monitor.write(self.config.output, now)
+        metrics.judged(now)
+        for line in monitor.warnings([*before, now][0], now):
+            print(f"{self.config.output}: {line}", flush=True)
+
     def _report(self) -> None:
         config, step = self.config, self.state.step
         history = read_metrics(config.output)
         if history:
-            location.write_bytes(join(config.output, "curves.png"), figures.to_png(figures.curves(history, _backbone_note(config))))
+            location.write_bytes(
+                join(config.output, "curves.png"),
+                figures.to_png(figures.curves(history, monitor.read(config.output), _backbone_note(config))),
+            )
         more = "" if step >= config.steps else "; the same command goes on"
         print(f"{config.output}: {step} of {config.steps} steps done{more}", flush=True)
 

@@ -171,6 +171,30 @@ class LoaderConfig:
 
 
 @dataclass
+class MonitorConfig:
+    """Held-out frames by which a training is judged while it runs: matches between views, effective rank, blur, use of the prototypes."""
+
+    dataset: str | None = None
+    """URL of a dataset of scenes that the training does not see, with depth; null: the training is not judged."""
+
+    every: int = 50
+    """Steps from one judgement to the next, from before the first step to after the last. Each takes seconds on a CPU."""
+
+    scenes: int = 2
+    """So many of its scenes."""
+
+    frames: int = 8
+    """Of each scene, evenly spaced."""
+
+    masks: str = "masks"
+    """The column whose ids say which tokens belong to one object."""
+
+    def __post_init__(self) -> None:
+        check_above(self, 0, "every", "scenes")
+        check_above(self, 1, "frames")
+
+
+@dataclass
 class TrainConfig:
     """A training run."""
 
@@ -211,6 +235,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = key(OptimizerConfig)
 
     loader: LoaderConfig = key(LoaderConfig)
+
+    monitor: MonitorConfig = key(MonitorConfig, before=MonitorConfig())
 
     checkpoint_every: int = 1000
     """Steps."""

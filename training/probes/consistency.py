@@ -107,7 +107,7 @@ def head_distribution(head: DinoHead, tokens_nc: torch.Tensor, temperature: floa
     total, entropy = torch.zeros(head.last_layer.weight_g.shape[0], dtype=torch.float64), 0.0
     for part in tokens_nc.split(512):
         logs = F.log_softmax(head(part.float()) / temperature, -1)
-        total += logs.exp().sum(0).double()
+        total += logs.exp().sum(0).double().cpu()
         entropy -= float((logs.exp() * logs).sum().double())
     return total, entropy
 

@@ -43,30 +43,34 @@ def pca_colours(tokens_hwc: torch.Tensor, mean: torch.Tensor, basis: torch.Tenso
     return ((scores - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).numpy()
 
 
-def distillation_panel(batch: Batch, supervision: Supervision, student_tokens: torch.Tensor, title: str) -> Figure:
-    """A row for each sample: context, target, its masks, supervision and student in one PCA basis (fitted on the kept supervision
-    tokens)."""
+def distillation_panel(
+    batch: Batch, supervision: Supervision, untrained_bhwc: torch.Tensor, student_bhwc: torch.Tensor, title: str
+) -> Figure:
+    """A row for each sample: context, target, its masks, and the target's tokens in one PCA basis: of the untrained backbone, the
+    supervision, the student.
+
+    The basis is fitted on the untrained tokens, so it is the same at every step and in every run that starts from the same backbone: what
+    differs between two pictures is the student.
+    """
     assert batch.context_images is not None
     assert batch.target_labels is not None
     views = batch.context_images.shape[1]
-    columns = (*(f"context {view}" for view in range(views)), "target", "target masks", "supervision (PCA)", "student (PCA)")
+    tokens = ("untrained (PCA)", "supervision (PCA)", "student (PCA)")
+    columns = (*(f"context {view}" for view in range(views)), "target", "target masks", *tokens)
     rows = len(batch.keys)
     height, width = batch.target_images.shape[-2:]
     figure = Figure(figsize=(2.3 * len(columns), 2.3 * rows * height / width + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    kept = supervision.tokens[supervision.keep]
-    basis = None
-    if len(kept) >= 3:
-        mean, components = pca_basis(kept)
-        scores = (kept.float().cpu() - mean) @ components
-        basis = (mean, components, scores.quantile(0.02, 0), scores.quantile(0.98, 0))
+    flat = untrained_bhwc.flatten(0, 2).float().cpu()
+    mean, components = pca_basis(flat)
+    scores = (flat - mean) @ components
+    basis = (mean, components, scores.quantile(0.02, 0), scores.quantile(0.98, 0))
     for b in range(rows):
         keep = supervision.keep[b].cpu().numpy()[..., None]
         pictures: list[np.ndarray] = [*map(_hwc, batch.context_images[b]), _hwc(batch.target_images[b])]
         pictures.append(label_colours(batch.target_labels[b].cpu().numpy()))
-        for tokens in (supervision.tokens[b], student_tokens[b].detach()):
-            pictures.append(np.zeros((*keep.shape[:2], 3)) if basis is None else pca_colours(tokens, *basis))
+        pictures += [pca_colours(of[b], *basis) for of in (untrained_bhwc, supervision.tokens, student_bhwc)]
         pictures[-2] = np.where(keep, pictures[-2], 0)
         for axis, picture, name in zip(axes[b], pictures, columns, strict=True):
             axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")

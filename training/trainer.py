@@ -24,6 +24,7 @@ from training.data.pins import pinned_rows
 from training.data.rows import WindowRows, few
 from training.distributed import Ranks, choose_device
 from training.metrics import Metrics, read_metrics
+from training.model.backbone import build_backbone, patch_tokens
 from training.model.network import build_networks
 from training.model.registry import find_spec
 from training.model.weights import hash_weights, load_weights
@@ -68,13 +69,15 @@ class Trainer:
         _check_grids(config, height, width)
         _check_features(config, self.rows, weights_hash)
         self.identity = checkpoint.identity(config, weights_hash, _dataset_hash(self.rows))
+        backbone = config.backbone
+        self.untrained = build_backbone(backbone.architecture, weights, height, width, backbone.blocks).eval().to(self.device)
         student, teacher = build_networks(config, weights, height, width)
         student, teacher = student.to(self.device), teacher.to(self.device)
         optimizer = torch.optim.Adam(student.trained().values(), lr=config.optimizer.lr, betas=(0.9, 0.999), eps=1e-8)
         self.state = TrainerState(student, teacher, optimizer)
         self.monitor = None
         if config.monitor.dataset is not None and self.ranks.rank == 0:
-            self.monitor = Monitor(config.monitor, find_spec(config.backbone.architecture).patch, (height, width))
+            self.monitor = Monitor(config.monitor, find_spec(backbone.architecture).patch, (height, width))
 
     def _probe(self, labels: bool) -> Batch:
         """The rows that the pictures show: those of step 0, at most four; with labels and context images, or as training reads them."""
@@ -177,16 +180,17 @@ class Trainer:
 
     @torch.no_grad()
     def picture(self) -> bytes:
-        """The PCA panel of the probe rows as PNG."""
+        """The PCA panel of the rows of step 0 as PNG."""
+        config, student = self.config, self.state.student
         batch = self._probe(labels=True).to(self.device)
-        self.state.student.eval()
-        supervision = supervise(self.config, self.state.teacher, batch)
-        tokens = self.state.student.tokens(batch.target_images.float() / 255, batch.seeds)
-        self.state.student.train()
-        blend = self.config.supervision.blend
-        return figures.to_png(
-            figures.distillation_panel(batch, supervision, tokens, f"step {self.state.step}, blend {blend}, {_backbone_note(self.config)}")
-        )
+        images = batch.target_images.float() / 255
+        student.eval()
+        supervision = supervise(config, self.state.teacher, batch)
+        own = student.tokens(images, batch.seeds)
+        student.train()
+        untrained = patch_tokens(self.untrained, images)
+        title = f"step {self.state.step}, blend {config.supervision.blend}, {_backbone_note(config)}"
+        return figures.to_png(figures.distillation_panel(batch, supervision, untrained, own, title))
 
 
 def _dataset_hash(rows: WindowRows) -> str:

@@ -85,7 +85,7 @@ class Monitor:
 
         Returns:
             match: where views overlap, the share of the tokens whose nearest token in another view is within one patch of the truth;
-            effective_rank of the tokens of a scene; inside_variance: of the tokens within an object, as a share of all; head_entropy: of the
+            effective_rank of the tokens of a scene; inside_variance: of tokens within an object, as a share of all; head_entropy: of the
             use of the prototypes, as a share of the most that there can be.
         """
         training = network.training

@@ -23,7 +23,8 @@ class Config:
 def make(config: Config) -> ListedData:
     def listing() -> Listing:
         train, test = (
-            label_folders(config.root, f"images/{split}", f"annotations/{split}", ".jpg", photos=True) for split in ("training", "validation")
+            label_folders(config.root, f"images/{split}", f"annotations/{split}", ".jpg", photos=True)
+            for split in ("training", "validation")
         )
         return Listing(train, test)
 

@@ -127,22 +127,29 @@ def decode_rgb(url: str, data: bytes, upright: bool = False) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def decode_depth(url: str, data: bytes, unit: float, depth_range: tuple[float, float]) -> np.ndarray:
-    """16-bit PNG -> [H,W] float32 metres, 0 where unknown. unit: of the file, in values a metre."""
+def decode_16bit(url: str, data: bytes) -> np.ndarray:
+    """16-bit PNG -> [H,W] int64."""
     image = _open(url, data)
     if not image.mode.startswith("I"):
-        raise StorageError(f"{url}: a depth file has 16 bits a pixel, this one is of mode {image.mode}; was it converted or is it a picture?")
-    depth = np.asarray(image).astype(np.float32) / np.float32(unit)
+        raise StorageError(f"{url}: mode {image.mode}, not one value of 16 bits a pixel; was it converted, or is it a picture?")
+    return np.asarray(image).astype(np.int64)
+
+
+def decode_depth(url: str, data: bytes, unit: float, depth_range: tuple[float, float]) -> np.ndarray:
+    """16-bit PNG -> [H,W] float32 metres, 0 where unknown. unit: of the file, in values a metre."""
+    depth = decode_16bit(url, data).astype(np.float32) / np.float32(unit)
     check_depth(url, depth, depth_range)
     return depth
 
 
 def check_depth(url: str, depth: np.ndarray, depth_range: tuple[float, float]) -> None:
     """Raises StorageError where the median of what is known cannot be metres of this data: a mistaken unit."""
-    known = depth[depth > 0]
-    most = depth_range[1]
-    if known.size and not most * _NEAREST_MEDIAN <= (median := float(np.median(known))) <= most:
-        raise StorageError(f"{url}: median depth {median:.4g} m, expected {most * _NEAREST_MEDIAN:g} to {most:g} m; is the depth unit right?")
+    known, most = depth[depth > 0], depth_range[1]
+    if not known.size:
+        return
+    least, median = most * _NEAREST_MEDIAN, float(np.median(known))
+    if not least <= median <= most:
+        raise StorageError(f"{url}: median depth {median:.4g} m, expected {least:g} to {most:g} m; is the depth unit right?")
 
 
 def decode_labels(url: str, data: bytes, classes: int, zero_is_ignored: bool) -> np.ndarray:
@@ -152,7 +159,7 @@ def decode_labels(url: str, data: bytes, classes: int, zero_is_ignored: bool) ->
     """
     image = _open(url, data)
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-        raise StorageError(f"{url}: a label file has one index a pixel, this one is of mode {image.mode}; take the indices, not the colours")
+        raise StorageError(f"{url}: mode {image.mode}, not one index a pixel; keep the indices of the labels, not their colours")
     raw = np.asarray(image).astype(np.int64)
     labels = raw - 1 if zero_is_ignored else raw
     ignored = (raw == IGNORED) | (labels < 0)

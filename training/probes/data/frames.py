@@ -157,7 +157,9 @@ class ListedData:
         }
 
 
-def depth_list(root: str, url: str, image_folder: str = "", depth_folder: str = "", flat: bool = False, scene: str = "") -> list[FrameFiles]:
+def depth_list(
+    root: str, url: str, image_folder: str = "", depth_folder: str = "", flat: bool = False, scene: str = ""
+) -> list[FrameFiles]:
     """The frames that a list of `image depth [focal length]` lines names, by image path. A depth of `None` drops its line.
 
     Args:

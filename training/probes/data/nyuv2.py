@@ -88,7 +88,8 @@ def _labelled(config: Config) -> Listing:
     for index in (*train, *test):
         if not 0 <= index < count:
             raise StorageError(f"{files.at(config.root, SPLITS)}: image {index + 1} of {count}; {_LABELLED_REMEDY}")
-    return Listing(*([_Labelled(f"{index + 1:04d}", int(index)) for index in split] for split in (train, test)))
+    entries = [[_Labelled(f"{index + 1:04d}", int(index)) for index in split] for split in (train, test)]
+    return Listing(entries[0], entries[1])
 
 
 def _labelled_frame(config: Config, entry: _Labelled) -> ProbeFrame:

@@ -55,7 +55,8 @@ def make(config: Config) -> ListedData:
 
 class _Reader:
     def __init__(self, root: str) -> None:
-        self.root, self._test = root, None
+        self.root = root
+        self._test: dict[str, np.ndarray] = {}
 
     def listing(self) -> Listing:
         folder = location.join(self.root, "train")
@@ -83,17 +84,17 @@ class _Reader:
 
     def _arrays(self) -> Mapping[str, np.ndarray]:
         """The arrays of the test set, memory-mapped."""
-        if self._test is None:
-            opened = {}
+        if not self._test:
+            opened: dict[str, np.ndarray] = {}
             for name, kind in ARRAYS.items():
                 path = files.local_file(location.join(self.root, "test", f"{name}.npy"), f"convert the pickle of the test set: {CONVERT}")
                 try:
                     opened[name] = np.load(path, mmap_mode="r", allow_pickle=False)
                 except ValueError as error:
                     raise StorageError(f"{path}: no plain array ({error}); convert the pickle again") from error
-                shape = INDOOR_SIZE if name == "depths" else (3, *INDOOR_SIZE)
-                if opened[name].dtype != np.dtype(kind) or opened[name].shape[1:] != shape:
-                    raise StorageError(f"{path}: {opened[name].dtype} {opened[name].shape}, not N of {kind} {shape}; convert the pickle again")
+                shape, array = INDOOR_SIZE if name == "depths" else (3, *INDOOR_SIZE), opened[name]
+                if array.dtype != np.dtype(kind) or array.shape[1:] != shape:
+                    raise StorageError(f"{path}: {array.dtype} {array.shape}, not N times {kind} {shape}; convert the pickle again")
             self._test = opened
         return self._test
 

@@ -1,7 +1,8 @@
 """ScanNet as prepared for probes: 480x640, depth in mm up to 10 m, the 40 classes of NYU.
 
-Depth: lists `train_index.txt` and `test_index.txt` (FiT3D: `scannet_train.txt`, `scannet_val.txt`). Segmentation: `{train,test}/{color,label}`
-(FiT3D: `{images,annotations}/{training,validation}`). The colour images of ScanNet, 968x1296, must have been resized to their depth.
+Depth: lists `train_index.txt` and `test_index.txt` (FiT3D: `scannet_train.txt`, `scannet_val.txt`). Segmentation:
+`{train,test}/{color,label}` (FiT3D: `{images,annotations}/{training,validation}`). The colour images of ScanNet, 968x1296, must have been
+resized to their depth.
 """
 
 from __future__ import annotations

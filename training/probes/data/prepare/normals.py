@@ -6,10 +6,11 @@ else before it is called; not even numpy's own restoring functions run, since th
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
 import pickle
+import re
 import sys
 from typing import Any, BinaryIO
 
@@ -18,15 +19,15 @@ import numpy as np
 from storage.location import StorageError
 from training.probes.data.nyuv2_normals import ARRAYS, INDEX
 
-_KINDS = frozenset({"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"})
+_KINDS = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,4}")  # numbers, and text of a fixed length
 KEYS = (*ARRAYS, "scene_types", "train_indices", "test_indices")
 
 
 class _Type:
-    """Stands in for `numpy.dtype`: plain numbers only, and of its state the byte order only."""
+    """Stands in for `numpy.dtype`: plain numbers and text only, and of its state the byte order only."""
 
     def __init__(self, name: str, *_: Any) -> None:
-        if name not in _KINDS:
+        if not _KINDS.fullmatch(name):
             raise pickle.UnpicklingError(f"an array of {name!r}, not of plain numbers")
         self.plain = np.dtype(name)
 
@@ -103,16 +104,18 @@ def load_plain(stream: BinaryIO) -> Any:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
-def _values(found: Any) -> Any:
-    """With arrays in the place of stand-ins."""
+def _values(found: Any, depth: int = 0) -> Any:
+    """With arrays in the place of stand-ins. Nested deeper than a dict of lists, a small file could stand for endless data."""
     if isinstance(found, _Array):
         if found.value is None:
             raise pickle.UnpicklingError("an array without its state")
         return found.value
-    if isinstance(found, dict):
-        return {_values(name): _values(part) for name, part in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [_values(part) for part in found]
+    if isinstance(found, (dict, list, tuple)):
+        if depth == 2:
+            raise pickle.UnpicklingError("lists in lists")
+        if isinstance(found, dict):
+            return {_values(name): _values(part, depth + 1) for name, part in found.items()}
+        return [_values(part, depth + 1) for part in found]
     if found is None or isinstance(found, (bool, int, float, str, bytes)):
         return found
     raise pickle.UnpicklingError(f"a {type(found).__name__.lstrip('_')}")
@@ -124,15 +127,13 @@ def convert(source: str, folder: str) -> None:
     Raises:
         StorageError: the pickle calls something, or does not hold what the normals test set holds.
     """
-    import os
-
     try:
         with open(source, "rb") as stream:
             found = load_plain(stream)
     except OSError as error:
         raise StorageError(f"{source}: {error.strerror}; give the pickle of the normals test set") from error
     except pickle.UnpicklingError as error:
-        raise StorageError(f"{source}: not read, {error}; the test set is arrays, numbers and text only, so do not trust this file") from error
+        raise StorageError(f"{source}: refused, {error}; the test set is plain arrays and text, so do not trust this file") from error
     missing = [name for name in KEYS if not isinstance(found, dict) or name not in found]
     if missing:
         raise StorageError(f"{source}: has no {', '.join(missing)}; give the pickle of the normals test set")
@@ -140,7 +141,7 @@ def convert(source: str, folder: str) -> None:
     for name, kind in ARRAYS.items():
         np.save(os.path.join(folder, f"{name}.npy"), np.asarray(found[name]).astype(kind), allow_pickle=False)
     index = {name: np.asarray(found[name]).tolist() for name in ("scene_types", "train_indices", "test_indices")}
-    with io.open(os.path.join(folder, INDEX), "w") as stream:
+    with open(os.path.join(folder, INDEX), "w") as stream:
         json.dump(index, stream)
 
 

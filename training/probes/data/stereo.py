@@ -90,15 +90,14 @@ def _listing(root: str) -> Listing:
 def _rectified(root: str, url: str, item: Any) -> Rectified:
     try:
         name = str(item["name"])
-        paths = [files.inside(root, item[key], url) for key in ("left", "right", "disparity")]
-        fx = float(item["fx"])
-        numbers = [fx, float(item.get("fy", fx)), *(float(item[key]) for key in ("cx", "cy", "doffs", "baseline"))]
-        scale = float(item.get("scale", 1))
+        left, right, disparity = (files.inside(root, item[key], url) for key in ("left", "right", "disparity"))
+        fx, cx, cy, doffs, baseline = (float(item[key]) for key in ("fx", "cx", "cy", "doffs", "baseline"))
+        fy, scale = float(item.get("fy", fx)), float(item.get("scale", 1))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"{url}: no stereo pair ({type(error).__name__}: {error}); see training/probes/data/stereo.py") from error
-    if not all(map(math.isfinite, numbers)) or min(numbers[0], numbers[1], numbers[5], scale) <= 0:
+    if not all(map(math.isfinite, (fx, fy, cx, cy, doffs, baseline, scale))) or min(fx, fy, baseline, scale) <= 0:
         raise StorageError(f"{url}: {name}: fx, fy, baseline and scale must be numbers above 0; see training/probes/data/stereo.py")
-    return Rectified(name, *paths, *numbers, scale=scale)  # type: ignore[misc]
+    return Rectified(name, left, right, disparity, fx, fy, cx, cy, doffs, baseline, scale)
 
 
 def _frame(entry: _Entry, depth_range: tuple[float, float]) -> ProbeFrame:

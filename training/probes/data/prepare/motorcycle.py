@@ -21,8 +21,8 @@ from storage.location import StorageError
 from training.probes.data.stereo import INDEX
 
 _FILES = ("motorcycle_left.png", "motorcycle_right.png", "motorcycle_disp.npz")
-# Middlebury's full-size principal point is 4 times (311.193, 254.877), where pixel centres are whole numbers. Of pixels that are the mean of
-# 4 by 4, with centres at +0.5, it lies 0.125 further.
+# Middlebury's full-size principal point is 4 times (311.193, 254.877), where pixel centres are whole numbers. Of pixels that are the
+# mean of 4 by 4, with centres at +0.5, it lies 0.125 further.
 _PAIR = {"fx": 994.978, "cx": 311.193 + 0.125, "cy": 254.877 + 0.125, "doffs": 31.086, "baseline": 0.193001}
 
 

@@ -32,7 +32,7 @@ def inside(root: str, path: str, named_by: str) -> str:
     named_by: the file that names it. Raises StorageError for a path that is absolute or leads out of the root.
     """
     parts = path.split("/")
-    if not path.isprintable() or "" in parts or ".." in parts or "\\" in path or "::" in path:
+    if not path.isprintable() or {"", ".", ".."} & set(parts) or "\\" in path or "::" in path:
         raise StorageError(f"{named_by}: {path!r} is no path below {root}; name files relative to it, without '..'")
     return location.join(root, path)
 

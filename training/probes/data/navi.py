@@ -119,7 +119,10 @@ def _entry(folder: str, name: str, url: str, item: Any) -> _Entry:
 
 def _rotation(q: np.ndarray) -> np.ndarray:
     """A quaternion (w, x, y, z) of any length -> its rotation [3,3]."""
-    w, x, y, z = q / np.linalg.norm(q)
+    length = np.linalg.norm(q)
+    if not 0 < length < np.inf:
+        raise ValueError("the quaternion of a camera is no rotation")
+    w, x, y, z = q / length
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

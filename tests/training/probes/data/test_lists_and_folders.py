@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -166,6 +167,23 @@ def test_damage_is_refused_by_name(tmp_path: Path, damage: Any, named: list[str]
     with pytest.raises(StorageError) as refused:
         all_frames(config)
     one_line(refused.value, *named)
+
+
+def test_lists_and_folders_are_read_from_an_object_store(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    try:
+        small_list(tmp_path / "lists")
+        _, image, _ = write_folders(tmp_path / "ade", "ade20k")
+        store.put(f"{tmp_path}/", "/probe-data/", recursive=True)
+        config = scannetpp_probe.Config(root="memory://probe-data/lists")
+        np.testing.assert_array_equal(all_frames(config)[0].depth, millimetres(1, 20, 30)[1])
+        np.testing.assert_array_equal(ade20k.make(ade20k.Config(root="memory://probe-data/ade")).frames("test")[0].image, image)
+        store.rm("/probe-data/lists/a/x.png")
+        with pytest.raises(StorageError) as refused:
+            all_frames(config)
+        one_line(refused.value, "memory://probe-data/lists/a/x.png", "not found")
+    finally:
+        store.rm("/probe-data", recursive=True)
 
 
 def test_a_frame_without_any_depth_is_left_to_the_metric(tmp_path: Path) -> None:

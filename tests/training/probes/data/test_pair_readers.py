@@ -347,6 +347,14 @@ def test_stereo_depth_is_baseline_times_focal_length_by_disparity(tmp_path: Path
     assert (pair.first, pair.second, pair.points) == (0, 1, None)
 
 
+def test_a_disparity_behind_the_cameras_is_unknown(tmp_path: Path) -> None:
+    write_stereo(tmp_path, doffs=-7.0)  # the wall's disparity is 6
+    left, _ = stereo.make(stereo.Config(root=str(tmp_path))).frames("test")
+    assert left.depth is not None
+    assert (left.depth[:, 30:] == 0).all()
+    assert (left.depth[3:, :30] > 0).all()
+
+
 def test_both_cameras_of_a_stereo_pair_see_the_same_points(tmp_path: Path) -> None:
     """A left pixel x lies at x - disparity on the same row of the right image, and the right depth is the depth there."""
     disparity = write_stereo(tmp_path)

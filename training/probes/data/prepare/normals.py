@@ -100,7 +100,7 @@ def load_plain(stream: BinaryIO) -> Any:
     """What a pickle of arrays, numbers, text, lists and dicts holds. Raises `pickle.UnpicklingError` for all else, which is not run."""
     try:
         return _values(_PlainUnpickler(stream).load())
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, EOFError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, EOFError, ArithmeticError, RecursionError, MemoryError) as error:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 from configs.errors import ConfigError
 from configs.fields import plain
@@ -17,19 +17,12 @@ from training.probes.data.base import Pair, ProbeFrame
 
 INDOOR_SIZE = (480, 640)  # of NYUv2 and ScanNet; the crop of their depth metric is a box in it
 KITTI_SIZE = (352, 1216)
-_REMEDY = "give the folder of the data as root, laid out as the page of this reader says"
-
-
-class Named(Protocol):
-    """An entry of a list: what a frame is decoded from."""
-
-    @property
-    def key(self) -> str: ...
+_REMEDY = "give the folder of the data as root, laid out as its reader in training/probes/data says"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The entries of both splits and the pairs of test frames."""
+    """What frames of both splits are decoded from, each with a `key`, and the pairs of test frames."""
 
     train: Sequence[Any] = ()
     test: Sequence[Any] = ()

@@ -9,6 +9,7 @@ of the sensor as it came, 0 where it saw nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,18 +94,21 @@ def _labelled(config: Config) -> Listing:
 
 
 def _labelled_frame(config: Config, entry: _Labelled) -> ProbeFrame:
-    with _open(config) as opened:
-        # MATLAB writes the first axis last: [N,3,W,H] and [N,W,H].
-        image = np.ascontiguousarray(opened["images"][entry.index].transpose(2, 1, 0))
-        depth = np.ascontiguousarray(opened["rawDepths"][entry.index].T.astype(np.float32))
-        scene = opened[opened["scenes"][0, entry.index]][()]
     url = f"{files.at(config.root, LABELLED)}, image {entry.key}"
+    with _open(config) as opened:
+        try:
+            # MATLAB writes the first axis last: [N,3,W,H] and [N,W,H]. A scene's name is a cell: a reference to an array of letters.
+            image = np.ascontiguousarray(opened["images"][entry.index].transpose(2, 1, 0))
+            depth = np.ascontiguousarray(opened["rawDepths"][entry.index].T.astype(np.float32))
+            scene = "".join(map(chr, opened[opened["scenes"][0, entry.index]][()].ravel()))
+        except (OSError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise StorageError(f"{url}: not laid out as NYU's file ({type(error).__name__}: {error}); {_LABELLED_REMEDY}") from error
     if image.dtype != np.uint8 or image.shape != (*INDOOR_SIZE, 3) or depth.shape != INDOOR_SIZE:
         raise StorageError(f"{url}: {image.dtype} {image.shape} with depth {depth.shape}, not 480x640; {_LABELLED_REMEDY}")
     files.check_depth(url, depth, DEPTH_RANGE)
-    return ProbeFrame(entry.key, "".join(map(chr, scene.ravel())), image, depth=depth)
+    return ProbeFrame(entry.key, scene, image, depth=depth)
 
 
-def _open(config: Config):  # type: ignore[no-untyped-def]
+def _open(config: Config) -> Any:
     path = files.local_file(files.at(config.root, LABELLED), _LABELLED_REMEDY)
     return matlab.open_hdf5(path, ("images", "rawDepths", "scenes"), "part=labelled")

@@ -6,6 +6,7 @@ An annotated pixel is taken for its centre, so that points lie 0.5 above the pub
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from training.probes.data import files
 from training.probes.data.base import Pair
 from training.probes.data.frames import Decoder, FrameFiles, ListedData, Listing
 
+_BLOCK = 256  # annotations of one read; on a local disk all of them are open at once
 _REMEDY = "give the folder SPair-71k as root"
 
 
@@ -47,7 +49,7 @@ def _listing(config: Config) -> Listing:
     index: dict[str, int] = {}
     test: list[FrameFiles] = []
     pairs = []
-    for path, data in zip(annotations, location.read_many(annotations), strict=True):
+    for path, data in zip(annotations, _read(annotations), strict=True):
         kind, images, points = _parse(path, files.parse_json(path, data))
         for image in images:
             key = f"{kind}/{image}"
@@ -57,6 +59,11 @@ def _listing(config: Config) -> Listing:
         pairs.append(Pair(index[f"{kind}/{images[0]}"], index[f"{kind}/{images[1]}"], points))
     files.check_present((frame.image for frame in test), config.root, "PairAnnotation/test")
     return Listing(test=test, pairs=pairs)
+
+
+def _read(urls: list[str]) -> Iterator[bytes]:
+    for start in range(0, len(urls), _BLOCK):
+        yield from location.read_many(urls[start : start + _BLOCK])
 
 
 def _parse(url: str, found: Any) -> tuple[str, tuple[str, str], np.ndarray]:

@@ -151,6 +151,21 @@ def test_a_labelled_file_that_leads_elsewhere_is_refused(tmp_path: Path) -> None
         nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).frames("test")
 
 
+@pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed (extra: evaluation)")
+@pytest.mark.parametrize("name", ["images", "rawDepths", "scenes", "unit"])
+def test_a_labelled_file_of_another_shape_is_refused(tmp_path: Path, name: str) -> None:
+    import h5py
+
+    _, depths = write_labelled(tmp_path)
+    with h5py.File(tmp_path / nyuv2.LABELLED, "a") as opened:
+        changed = "rawDepths" if name == "unit" else name
+        del opened[changed]
+        opened[changed] = depths.transpose(0, 2, 1) * 1000 if name == "unit" else np.zeros((3, 3))
+    with pytest.raises(StorageError) as refused:
+        nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).frames("test")[0]
+    one_line(refused.value, nyuv2.LABELLED, "0001", "unit" if name == "unit" else "root")
+
+
 def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / nyuv2.LABELLED).write_bytes(b"x")
     (tmp_path / nyuv2.SPLITS).write_bytes(mat_level5({"trainNdxs": np.ones((1, 1)), "testNdxs": np.ones((1, 1))}))

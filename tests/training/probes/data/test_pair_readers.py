@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,6 +182,22 @@ def test_damaged_spair_annotations_are_refused(tmp_path: Path, changed: dict[str
     with pytest.raises(StorageError) as refused:
         spair71k.make(spair71k.Config(root=str(tmp_path))).pairs()
     one_line(refused.value, *named)
+
+
+def test_more_spair_pairs_are_read_than_files_may_be_open(tmp_path: Path) -> None:
+    write_spair(tmp_path)
+    first = tmp_path / "PairAnnotation/test/000000-2008_0-2008_1:cat.json"
+    names = [f"{n:06d}-2008_0-2008_1:cat" for n in range(300)]
+    for name in names[2:]:
+        os.link(first, first.with_name(f"{name}.json"))
+    os.link(first, first.with_name(f"{names[1]}.json"))
+    write_lines(tmp_path / "Layout/large/test.txt", names)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (290, hard))
+    try:
+        assert len(spair71k.make(spair71k.Config(root=str(tmp_path))).pairs()) == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_spair_lists_and_annotations_must_be_there(tmp_path: Path) -> None:

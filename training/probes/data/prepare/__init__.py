@@ -1,0 +1,1 @@
+"""Commands that bring public evaluation data into the form that a reader takes."""

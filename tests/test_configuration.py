@@ -145,7 +145,7 @@ def test_other_values_are_read_by_their_type() -> None:
         ("teacher.mode=moving", "^teacher.mode=moving: must be one of ema, frozen"),
         ("device=tpu", "^device=tpu: choose auto, cpu or cuda"),
         ("backbone=vit_huge", "^backbone=vit_huge: choose one of .*demo, "),
-        ("experiment=none", "^experiment=none: choose one of .*demo.*, or give the path"),
+        ("experiment=none", "^experiment=none: choose one of .*short.*, or give the path"),
         ("experiment=/nowhere/mine.yaml", "^experiment=/nowhere/mine.yaml: no such file"),
         ("--steps", "give KEY=VALUE"),
     ],

@@ -18,7 +18,7 @@ PAGES = [REPOSITORY / name for name in LISTED if "golden" not in name]
 FLOORS = ("pipeline", "training", "storage")
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 _PATH = re.compile(r"\b(?:pipeline|training|storage|configs|infra|tests)/[\w./-]*\w/?")
-_COMMAND = re.compile(r"\b(\w+)\.py((?: [\w.]+=[^\s`,#]+)+)")
+_COMMAND = re.compile(r"\b(\w+)\.py((?: [\w.]+=(?:\[[^]]*\]|[^\s`,#]+))+)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))

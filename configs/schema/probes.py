@@ -10,7 +10,12 @@ from configs.registry import Registry
 from configs.schema.common import BackboneConfig
 from configs.schema.tools import Network
 
-PROBE_DATA = Registry("data", "training.probes.data", "splat_and_distill.probe_data")
+PROBE_DATA = Registry(
+    "data",
+    "training.probes.data",
+    "splat_and_distill.probe_data",
+    shared=("base", "classes", "files", "frames", "matlab", "prepare", "prepared"),
+)
 PROBE_PROTOCOLS = ("snd", "fit3d", "probe3d@2024", "probe3d@2025-11", "clean")
 PROBE_TASKS = ("depth", "normals", "segmentation", "correspondence")
 

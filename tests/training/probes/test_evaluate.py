@@ -9,11 +9,14 @@ import pytest
 from PIL import Image
 
 from configs import ConfigError, load
-from configs.schema import CompareConfig, EvaluateConfig
+from configs.schema import CompareConfig, EvaluateConfig, SupervisedTokensConfig
 from storage.location import StorageError
 from tests.conftest import command
 from training.compare import run as compare
 from training.evaluate import run as evaluate
+from training.probes.data.dataset import make
+from training.probes.extractor import open_model
+from training.probes.supervision import SupervisionModel
 
 SMALL = ("backbone=demo", "backbone.blocks=1", "data.pairs_per_scene=6", "device=cpu")
 
@@ -80,6 +83,9 @@ def test_a_comparison_pairs_rooms_and_puts_seeds_into_one_row(output: Path, tmp_
     rmse = found["tasks"]["depth"]["rmse"]
     assert (rmse["again"]["difference"], rmse["again"]["low"], rmse["again"]["high"], rmse["again"]["better_rooms"]) == (0, 0, 0, 0)
     values = [read(output, name)["tasks"]["depth"]["metrics"]["rmse"] for name in ("one", "other", "third")]
+    rooms = [read(output, name)["tasks"]["depth"]["rooms"] for name in ("one", "other", "third")]
+    better = [(other[room]["rmse"][0] + third[room]["rmse"][0]) / 2 < one[room]["rmse"][0] for one, other, third in [rooms] for room in one]
+    assert (rmse["trained"]["better_rooms"], rmse["trained"]["rooms"]) == (sum(better), 2)
     assert rmse["trained"]["seeds"] == [1, 2]
     assert rmse["trained"]["value"] == pytest.approx(np.mean(values[1:]))
     assert rmse["trained"]["difference"] == pytest.approx(np.mean(values[1:]) - values[0])
@@ -112,6 +118,14 @@ def test_the_supervision_itself_is_judged_where_it_reaches(train_rooms: str, tes
     assert 0 < images["barn-3"]["pixels"] < images["barn-2"]["pixels"]  # the splat covers a part of what lies beyond the context
     assert set(found["baselines"]) == {"constant", "position", "colour", "random network", "started from", "oracle"}
     assert found["baselines"]["started from"]["depth"]["rooms"]["barn"]["rmse"][1] == 4  # images: it is judged on the same tokens
+
+
+def test_a_frame_takes_the_window_whose_context_it_is_not_part_of(train_rooms: str, test_rooms: str) -> None:
+    config = load(EvaluateConfig, [f"data.train={train_rooms}", f"data.test={test_rooms}", "output=z", "name=n", *SMALL])
+    data = make(config.data.config)
+    found = SupervisionModel(open_model(config, "cpu"), data, SupervisedTokensConfig(operators="operators")).windows
+    chosen = {key: (table.windows.key(row), index) for key, (table, row, index) in found.items() if key.startswith("barn")}
+    assert chosen == {"barn-0": ("barn-0", 0), "barn-1": ("barn-0", 1), "barn-2": ("barn-1", 1), "barn-3": ("barn-0", 3)}
 
 
 def test_supervision_that_cannot_be_is_refused(train_rooms: str, test_rooms: str, tmp_path: Path) -> None:

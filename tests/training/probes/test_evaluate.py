@@ -12,6 +12,7 @@ from configs import ConfigError, load
 from configs.schema import CompareConfig, EvaluateConfig, SupervisedTokensConfig
 from storage.location import StorageError
 from tests.conftest import command
+from training.compare import compare as comparison
 from training.compare import run as compare
 from training.evaluate import run as evaluate
 from training.probes.data.dataset import make
@@ -92,6 +93,20 @@ def test_a_comparison_pairs_rooms_and_puts_seeds_into_one_row(output: Path, tmp_
     assert "results of one label: trained 2" in printed
     assert "published" not in printed  # another protocol
     assert (tmp_path / "angles.png").exists()
+
+
+def test_less_is_better_where_it_is() -> None:
+    def record(rmse: float, d1: float) -> dict[str, Any]:
+        rooms = {f"room {n}": {"rmse": [rmse + n, 1], "d1": [d1 - n / 10, 1]} for n in range(3)}
+        metrics = {name: sum(room[name][0] for room in rooms.values()) / 3 for name in ("rmse", "d1")}
+        return {"tasks": {"depth": {"rooms": rooms, "metrics": metrics}}}
+
+    config = load(CompareConfig, ["results=[a,b]", "samples=100"])
+    found = comparison({"before": [record(2.0, 0.5)], "after": [record(1.9, 0.6)]}, config)["tasks"]["depth"]
+    for name, difference in (("rmse", -0.1), ("d1", 0.1)):
+        one = found[name]["after"]
+        assert one["difference"] == pytest.approx(difference)
+        assert (one["better_rooms"], one["rooms"], one["excludes_zero"]) == (3, 3, True)
 
 
 def test_results_of_other_data_or_settings_are_not_compared(output: Path, train_rooms: str, test_rooms: str, tmp_path: Path) -> None:

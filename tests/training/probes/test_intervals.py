@@ -68,6 +68,11 @@ def test_the_quick_figures_are_the_plain_ones(times: list[int], seed: int) -> No
         assert np.isnan(quick) if plain is None else quick == pytest.approx(plain)
 
 
+def test_one_room_has_no_interval() -> None:
+    found = difference([ratios([1.0])], [ratios([2.0])], "rmse")
+    assert (found.value, found.low, found.high, found.excludes_zero) == (1, None, None, False)
+
+
 def test_other_rooms_are_refused() -> None:
     with pytest.raises(ValueError, match="not the same"):
         difference([ratios([1.0, 2.0])], [ratios([1.0])], "rmse")

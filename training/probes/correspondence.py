@@ -1,0 +1,243 @@
+"""Correspondence between two views without training: the truth comes from depth and cameras, or from known points.
+
+Every function gives values of each pair, or of each of its matches, so that means and intervals over rooms can be taken of them.
+
+Sources: Probe3D (El Banani et al. 2024) for ScanNet and NAVI pairs, SPair-71k for known points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from training.probes.data.base import ProbeFrame
+from training.probes.features import FeatureMap
+from training.probes.matching import Matches, match_by_ratio, nearest, pixel_centres, sample_features, token_centres
+
+ROTATION_BINS = (0.0, 15.0, 30.0, 60.0, 180.0)  # degrees
+_OCCLUSION = (0.03, 0.01)  # a point is seen where the depth agrees with it to 3 % and a centimetre
+
+
+@dataclass(frozen=True)
+class Points:
+    """Surface points of a view. xy: [N,2] pixels; xyz: [N,3] metres in the camera."""
+
+    xy: torch.Tensor
+    xyz: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """What became of one pair's matches. pixels: [N] of the second image; metres: [N]; angle: degrees between the cameras."""
+
+    pixels: torch.Tensor
+    metres: torch.Tensor
+    angle: float
+    matches: Matches
+    first: Points
+    second: Points
+
+
+def surface_points(depth: torch.Tensor, K: torch.Tensor, step: int, centred: bool = False) -> Points:
+    """Every `step`-th pixel in x and y that has a depth.
+
+    Args:
+        depth: [H,W] metres, 0 where unknown. K: [3,3] pixels.
+        centred: takes the pixel in the middle of its step x step block for what it is. Else as published: the one in the corner, with the
+            middle of the block as its position, half a block off.
+    """
+    start = step // 2 if centred else 0
+    few = depth[start::step, start::step][: depth.shape[0] // step, : depth.shape[1] // step]
+    xy = pixel_centres(*few.shape).to(depth) * step
+    if centred:
+        xy = xy - step / 2 + start + 0.5
+    known = few.flatten() > 0
+    return Points(xy[known], unproject(xy[known], few.flatten()[known], K))
+
+
+def unproject(xy: torch.Tensor, depth: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
+    """[N,2] pixels with depths [N] as positions [N,3] in the camera. K: [3,3]."""
+    K = K.to(depth)
+    return torch.cat([(xy - K[:2, 2]) / torch.stack([K[0, 0], K[1, 1]]), torch.ones_like(xy[:, :1])], dim=1) * depth[:, None]
+
+
+def project(xyz: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
+    """Positions [N,3] in a camera as pixels [N,2], far outside where they lie behind it. K: [3,3]."""
+    image = xyz @ K.to(xyz).T
+    return image[:, :2] / image[:, 2:].clamp(min=1e-9)
+
+
+def transform(xyz: torch.Tensor, rt: torch.Tensor) -> torch.Tensor:
+    """Positions [N,3] moved by [R|t], [3 or 4,4]."""
+    rt = rt.to(xyz)
+    return xyz @ rt[:3, :3].T + rt[:3, 3]
+
+
+def relative_pose(first: ProbeFrame, second: ProbeFrame) -> torch.Tensor:
+    """[4,4] float64 from the first camera to the second. Raises ValueError that names a frame without a camera."""
+    return torch.from_numpy(np.linalg.inv(_camera(second)[1]) @ _camera(first)[1])
+
+
+def rotation_angle(rotation: torch.Tensor) -> torch.Tensor:
+    """Degrees [...] of rotations [...,3,3]."""
+    trace = rotation.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return torch.rad2deg(torch.acos(((trace - 1) / 2).clamp(-1, 1)))
+
+
+def bin_means(values: np.ndarray, angles: np.ndarray, edges: Sequence[float] = ROTATION_BINS) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the values in each half-open bin [a,b) of angles, NaN for an empty one; and how many there are. [bins] each."""
+    counts = np.array([((angles >= a) & (angles < b)).sum() for a, b in zip(edges, edges[1:], strict=False)])
+    sums = np.array([values[(angles >= a) & (angles < b)].sum() for a, b in zip(edges, edges[1:], strict=False)])
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0), counts
+
+
+def recall(errors: torch.Tensor, threshold: float) -> float:
+    """The share of errors below a threshold; NaN where there is none."""
+    return float((errors < threshold).double().mean()) if len(errors) else math.nan
+
+
+def match_surfaces(
+    maps: tuple[FeatureMap, FeatureMap],
+    depths: tuple[torch.Tensor, torch.Tensor],
+    Ks: tuple[torch.Tensor, torch.Tensor],
+    rt: torch.Tensor,
+    step: int = 4,
+    count: int = 1000,
+    stretch: bool = True,
+) -> PairErrors:
+    """Matches the surface points of two views by their features, and measures where the matches should lie (Probe3D's ScanNet pairs).
+
+    Args:
+        maps: of one image each. depths: [H,W] metres. Ks: [3,3] pixels of the depth maps. rt: [4,4] from the first camera to the second.
+        step: between points, in pixels. count: of the matches that are kept. stretch: as published, takes a padded map for one of the
+            image alone and a block's corner for its middle.
+    """
+    first, second = (surface_points(d, K, step, centred=not stretch) for d, K in zip(depths, Ks, strict=True))
+    sampled = [
+        sample_features(features, 0, points.xy, (depth.shape[0], depth.shape[1]), stretch)
+        for features, points, depth in zip(maps, (first, second), depths, strict=True)
+    ]
+    return measure(match_by_ratio(sampled[0], sampled[1], count), first, second, Ks[1], rt)
+
+
+def match_xyz_maps(
+    maps: tuple[torch.Tensor, torch.Tensor],
+    xyz: tuple[torch.Tensor, torch.Tensor],
+    K: torch.Tensor,
+    rt: torch.Tensor,
+    step: int = 4,
+    count: int = 1000,
+) -> PairErrors:
+    """Probe3D's NAVI pairs: as `match_surfaces`, with position maps for depths, and features resized bicubically to them.
+
+    Args:
+        maps: [C,h,w] each. xyz: [3,H,W] each, metres in the camera; z = 0 where unknown. K: [3,3] of both. rt: [3 or 4,4].
+    """
+    points, sampled = [], []
+    for features, positions in zip(maps, xyz, strict=True):
+        few = positions[:, ::step, ::step]
+        h, w = few.shape[1:]
+        known = few[2].flatten() > 0
+        resized = F.interpolate(features[None], size=(h, w), mode="bicubic", align_corners=False)[0]
+        points.append(Points((pixel_centres(h, w).to(positions) * step)[known], few.flatten(1).T[known]))
+        sampled.append(resized.flatten(1).T[known])
+    return measure(match_by_ratio(sampled[0], sampled[1], count), points[0], points[1], K, rt)
+
+
+def measure(matches: Matches, first: Points, second: Points, K: torch.Tensor, rt: torch.Tensor) -> PairErrors:
+    """How far each match lies from where the first point is in the second view. K: of the second; rt: from first to second."""
+    moved, found = transform(first.xyz[matches.first], rt), second.xyz[matches.second]
+    pixels = (project(moved, K) - project(found, K)).norm(dim=1)
+    return PairErrors(pixels, (moved - found).norm(dim=1), float(rotation_angle(rt[:3, :3].double())), matches, first, second)
+
+
+def match_frames(
+    maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second: ProbeFrame, step: int = 4, count: int = 1000, stretch: bool = True
+) -> PairErrors:
+    """`match_surfaces` of two frames; errors are in pixels of their images. Raises ValueError that names a frame without depth or camera."""
+    device = maps[0].patch.device
+    depths = (_depth(first).to(device), _depth(second).to(device))
+    Ks = (torch.from_numpy(_camera(first)[0]), torch.from_numpy(_camera(second)[0]))
+    return match_surfaces(maps, depths, Ks, relative_pose(first, second), step, count, stretch)
+
+
+@dataclass(frozen=True)
+class TokenErrors:
+    """Where those tokens of the first view were found that the second sees too."""
+
+    patches: torch.Tensor  # [N] from the truth, in sides of a patch
+    angle: torch.Tensor  # [N] degrees between the two rays
+    found: torch.Tensor  # [N,2] pixels of the second image
+    truth: torch.Tensor  # [N,2] pixels of the second image
+    source: torch.Tensor  # [N,2] pixels of the first image
+
+
+def match_tokens(maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second: ProbeFrame) -> TokenErrors:
+    """Finds every token of the first view among all of the second by cosine; true is where its middle lies by depth and cameras.
+
+    A token counts if its middle has a depth, and the second view sees that point: inside the image, and nothing nearer (3 % and 1 cm).
+    Raises ValueError that names a frame without depth or camera.
+    """
+    (K0, c2w0), (K1, c2w1) = _camera(first), _camera(second)
+    depth0, depth1 = _depth(first).double(), _depth(second).double()
+    centres = [token_centres(features).double().cpu() for features in maps]
+    inside = [_inside(xy, depth.shape) for xy, depth in zip(centres, (depth0, depth1), strict=True)]
+    source, z = centres[0][inside[0]], _at(depth0, centres[0][inside[0]])
+    xyz = unproject(source, z, torch.from_numpy(K0))
+    moved = transform(xyz, relative_pose(first, second))
+    truth = project(moved, torch.from_numpy(K1))
+    visible = (z > 0) & (moved[:, 2] > 0) & _inside(truth, depth1.shape)
+    seen = _at(depth1, torch.where(visible[:, None], truth, 0))
+    visible &= (seen > 0) & ((seen - moved[:, 2]).abs() <= _OCCLUSION[0] * moved[:, 2] + _OCCLUSION[1])
+    tokens = [features.patch[0].flatten(1).T[keep.to(features.patch.device)] for features, keep in zip(maps, inside, strict=True)]
+    index = nearest(tokens[0][visible.to(tokens[0].device)], tokens[1])[1][:, 0].cpu()
+    found, truth = centres[1][inside[1]][index], truth[visible]
+    world = transform(xyz[visible], torch.from_numpy(c2w0))
+    rays = [world - torch.from_numpy(c2w[:3, 3]) for c2w in (c2w0, c2w1)]
+    angle = torch.rad2deg(torch.acos(F.cosine_similarity(*rays, dim=1).clamp(-1, 1)))
+    return TokenErrors((found - truth).norm(dim=1) / maps[1].stride, angle, found, truth, source[visible])
+
+
+def transfer_points(maps: tuple[FeatureMap, FeatureMap], xy: torch.Tensor, sizes: Sequence[tuple[int, int]], step: int = 4) -> torch.Tensor:
+    """Where known points of the first image are found in the second: the pixel, of every `step`-th, with the nearest feature.
+
+    Args:
+        xy: [P,2] pixels. sizes: (H,W) of both images.
+    Returns: [P,2] pixels of the second image.
+    """
+    height, width = sizes[1]
+    places = pixel_centres(height // step, width // step).to(xy) * step
+    queries = sample_features(maps[0], 0, xy, sizes[0])
+    return places[nearest(queries, sample_features(maps[1], 0, places, sizes[1]))[1][:, 0]]
+
+
+def pck(found: torch.Tensor, truth: torch.Tensor, size: float, alpha: float = 0.1) -> float:
+    """The share of points [P,2] found within alpha * size pixels; size: the longer side of the object's box, or of the image."""
+    return float(((found - truth).norm(dim=1) <= alpha * size).double().mean())
+
+
+def _camera(frame: ProbeFrame) -> tuple[np.ndarray, np.ndarray]:
+    if frame.K is None or frame.c2w is None:
+        raise ValueError(f"frame {frame.key} has no camera (K and c2w): correspondence by depth needs one, or pairs with points")
+    return frame.K, frame.c2w
+
+
+def _depth(frame: ProbeFrame) -> torch.Tensor:
+    if frame.depth is None:
+        raise ValueError(f"frame {frame.key} has no depth: correspondence by depth needs it, or pairs with points")
+    return torch.from_numpy(frame.depth)
+
+
+def _inside(xy: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return (xy >= 0).all(dim=1) & (xy[:, 0] < size[1]) & (xy[:, 1] < size[0])
+
+
+def _at(image: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
+    """The values of the pixels in which points [N,2] lie."""
+    index = xy.floor().long()
+    return image[index[:, 1], index[:, 0]]

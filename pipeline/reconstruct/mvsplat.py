@@ -65,9 +65,7 @@ class MVSplatReconstructor(Reconstructor):
     def describe(self) -> dict[str, Any]:
         return {
             "name": "mvsplat",
-            "weights": "rule: made up, the Gaussians mean nothing"
-            if self.dummy
-            else "checkpoint",  # binds
+            "weights": "rule: made up, the Gaussians mean nothing" if self.dummy else "checkpoint",  # binds
             "weights_sha256": hash_weights(self.encoder.state_dict()),
             "near": self.near,
             "far": self.far,

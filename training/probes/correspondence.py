@@ -7,6 +7,7 @@ Sources: Probe3D (El Banani et al. 2024) for ScanNet and NAVI pairs, SPair-71k f
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ def rotation_angle(rotation: torch.Tensor) -> torch.Tensor:
 
 def bin_means(values: np.ndarray, angles: np.ndarray, edges: Sequence[float] = ROTATION_BINS) -> tuple[np.ndarray, np.ndarray]:
     """The mean of the values in each half-open bin [a,b) of angles, NaN for an empty one; and how many there are. [bins] each."""
-    counts = np.array([((angles >= a) & (angles < b)).sum() for a, b in zip(edges, edges[1:], strict=False)])
-    sums = np.array([values[(angles >= a) & (angles < b)].sum() for a, b in zip(edges, edges[1:], strict=False)])
+    inside = [(angles >= low) & (angles < high) for low, high in itertools.pairwise(edges)]
+    counts, sums = np.array([mask.sum() for mask in inside]), np.array([values[mask].sum() for mask in inside])
     return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0), counts
 
 
@@ -159,7 +160,7 @@ def measure(matches: Matches, first: Points, second: Points, K: torch.Tensor, rt
 def match_frames(
     maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second: ProbeFrame, step: int = 4, count: int = 1000, stretch: bool = True
 ) -> PairErrors:
-    """`match_surfaces` of two frames; errors are in pixels of their images. Raises ValueError that names a frame without depth or camera."""
+    """`match_surfaces` of two frames; errors in pixels of their images. Raises ValueError that names a frame without depth or camera."""
     device = maps[0].patch.device
     depths = (_depth(first).to(device), _depth(second).to(device))
     Ks = (torch.from_numpy(_camera(first)[0]), torch.from_numpy(_camera(second)[0]))
@@ -198,8 +199,8 @@ def match_tokens(maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second:
     index = nearest(tokens[0][visible.to(tokens[0].device)], tokens[1])[1][:, 0].cpu()
     found, truth = centres[1][inside[1]][index], truth[visible]
     world = transform(xyz[visible], torch.from_numpy(c2w0))
-    rays = [world - torch.from_numpy(c2w[:3, 3]) for c2w in (c2w0, c2w1)]
-    angle = torch.rad2deg(torch.acos(F.cosine_similarity(*rays, dim=1).clamp(-1, 1)))
+    ray0, ray1 = (world - torch.from_numpy(c2w[:3, 3]) for c2w in (c2w0, c2w1))
+    angle = torch.rad2deg(torch.acos(F.cosine_similarity(ray0, ray1, dim=1).clamp(-1, 1)))
     return TokenErrors((found - truth).norm(dim=1) / maps[1].stride, angle, found, truth, source[visible])
 
 

@@ -28,7 +28,8 @@ def normal_metrics(pred: torch.Tensor, gt: torch.Tensor, valid: torch.Tensor, em
     """The metrics of each image.
 
     Args:
-        pred: [B,3 or more,H,W]. gt: [B,3,H,W]. valid: bool [B,H,W]. empty: what an image without a valid pixel scores; 0 in Probe3D and SnD.
+        pred: [B,3 or more,H,W]. gt: [B,3,H,W]. valid: bool [B,H,W].
+        empty: the scores of an image without a valid pixel; 0 in Probe3D and SnD.
     Returns: float64 [B] for each name of METRICS: degrees, and shares below THRESHOLDS.
     """
     error = angular_error(pred, gt).masked_fill(~valid, torch.nan).flatten(1)

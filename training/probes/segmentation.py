@@ -31,7 +31,7 @@ def confusion_matrix(pred: torch.Tensor, labels: torch.Tensor, classes: int) -> 
     known = labels != IGNORED
     p, t = pred[known].long(), labels[known].long()
     if p.numel() and max(int(p.max()), int(t.max())) >= classes:
-        raise ValueError(f"there are {classes} classes, from 0, but a label {int(t.max())} or a prediction {int(p.max())}: check label reduction")
+        raise ValueError(f"{classes} classes, from 0, but a label {int(t.max())}, a prediction {int(p.max())}: check label reduction")
     return torch.bincount(t * classes + p, minlength=classes * classes).reshape(classes, classes)
 
 

@@ -5,8 +5,8 @@ An extractor is a function `features(images [B,3,H,W] in [0,1]) -> FeatureMap`; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,10 +27,11 @@ class FeatureMap:
     offset: tuple[int, int]
     stride: int
 
-    def window(self, height: int, width: int) -> tuple[slice, slice]:
-        """The rows and columns of the map's own pixel grid (h*stride x w*stride) that an image of this size fills."""
-        top, left = self.offset
-        return slice(max(top, 0), top + height), slice(max(left, 0), left + width)
-
 
 Features = Callable[[torch.Tensor], FeatureMap]
+
+
+def stack_maps(maps: Sequence[FeatureMap], device: str) -> FeatureMap:
+    """Maps of images of one size as one, on a device."""
+    classes = [m.cls for m in maps if m.cls is not None]
+    return replace(maps[0], patch=torch.cat([m.patch for m in maps]).to(device), cls=torch.cat(classes).to(device) if classes else None)

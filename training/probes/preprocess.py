@@ -114,7 +114,7 @@ def mirror(frame: ProbeFrame) -> ProbeFrame:
     return replace(frame, image=frame.image[:, ::-1].copy(), K=None, c2w=None, **flipped)
 
 
-def colour(image: np.ndarray, gamma: float, brightness: float, channels: Sequence[float]) -> np.ndarray:
+def colour(image: np.ndarray, gamma: float, brightness: float, channels: Sequence[float] | np.ndarray) -> np.ndarray:
     """Depth's change of colours [H,W,3]: 0..255 to the power gamma, as it is, times brightness, times each channel's factor; clipped."""
     return np.clip(image.astype(np.float64) ** gamma * brightness * np.asarray(channels), 0, 255)
 

@@ -182,7 +182,7 @@ def _fit3d() -> Protocol:
 
 def _probe3d(name: str, commit: str, mended: bool) -> Protocol:
     """Its depth task is only known by its losses and metric; it has the training of its normals here."""
-    head = Head(kind="dpt", class_token=True, align_corners=True, nearest=not mended)
+    head = Head(kind="dpt", class_token=True, align_corners=mended, nearest=not mended)
     inputs = replace(_PROBE3D_INPUTS, layers=4)
     depth = DepthProtocol(
         inputs,
@@ -224,10 +224,10 @@ def _clean() -> Protocol:
         over_all=False,
         optimisation=replace(_SEGMENTATION.optimisation, validation=0.1),
     )
-    correspondence = replace(
-        _CORRESPONDENCE, inputs=_without_border(replace(_CORRESPONDENCE.inputs, normalisation=None)), size=None, unit=1.0
+    correspondence = CorrespondenceProtocol(
+        Inputs(normalisation=None, stretch=False), size=None, unit=1.0, thresholds=(20.0, 40.0, 80.0), headline=40.0
     )
-    return Protocol("clean", "", depth, normals, segmentation, replace(correspondence, thresholds=(20.0, 40.0, 80.0), headline=40.0))
+    return Protocol("clean", "", depth, normals, segmentation, correspondence)
 
 
 PROTOCOLS = {

@@ -63,8 +63,7 @@ def surface_points(depth: torch.Tensor, K: torch.Tensor, step: int, centred: boo
 
 def unproject(xy: torch.Tensor, depth: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
     """[N,2] pixels with depths [N] as positions [N,3] in the camera. K: [3,3]."""
-    K = K.to(depth)
-    return torch.cat([(xy - K[:2, 2]) / torch.stack([K[0, 0], K[1, 1]]), torch.ones_like(xy[:, :1])], dim=1) * depth[:, None]
+    return torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1) @ torch.linalg.inv(K.to(depth)).T * depth[:, None]
 
 
 def project(xyz: torch.Tensor, K: torch.Tensor) -> torch.Tensor:
@@ -80,7 +79,7 @@ def transform(xyz: torch.Tensor, rt: torch.Tensor) -> torch.Tensor:
 
 
 def relative_pose(first: ProbeFrame, second: ProbeFrame) -> torch.Tensor:
-    """[4,4] float64 from the first camera to the second. Raises ValueError that names a frame without a camera."""
+    """[4,4] float64 from the first camera to the second. Raises ValueError that names a frame without a camera, or with a wrong one."""
     return torch.from_numpy(np.linalg.inv(_camera(second)[1]) @ _camera(first)[1])
 
 
@@ -225,6 +224,8 @@ def pck(found: torch.Tensor, truth: torch.Tensor, size: float, alpha: float = 0.
 def _camera(frame: ProbeFrame) -> tuple[np.ndarray, np.ndarray]:
     if frame.K is None or frame.c2w is None:
         raise ValueError(f"frame {frame.key} has no camera (K and c2w): correspondence by depth needs one, or pairs with points")
+    if not np.allclose(frame.K[2], (0, 0, 1)):
+        raise ValueError(f"frame {frame.key}: the last row of K is {frame.K[2].tolist()}, not 0, 0, 1: is it transposed?")
     return frame.K, frame.c2w
 
 

@@ -105,11 +105,12 @@ def probe3d_depth_metrics(pred: torch.Tensor, gt: torch.Tensor, align: bool = Fa
     return {name: value.nan_to_num(0) for name, value in found.items()}
 
 
-def siglog_loss(pred: torch.Tensor, gt: torch.Tensor, warm_up: bool = False) -> torch.Tensor:
+def siglog_loss(pred: torch.Tensor, gt: torch.Tensor, warm_up: bool = False, bessel: bool = True) -> torch.Tensor:
     """The scale-invariant logarithmic loss, pooled over all pixels of the batch with a true depth.
 
     Args:
         pred, gt: [B,H,W] metres. warm_up: leaves the variance out, as the published code does for its first 100 steps.
+        bessel: the variance has Bessel's correction, as in DINOv2's, FiT3D's and SnD's code; in Probe3D's it has not.
     Returns: a scalar; 0 where no pixel has a depth.
     """
     known = gt > 0
@@ -118,7 +119,7 @@ def siglog_loss(pred: torch.Tensor, gt: torch.Tensor, warm_up: bool = False) -> 
         return pred.sum() * 0
     squared = _MEAN_WEIGHT * error.mean() ** 2
     # One pixel has no variance.
-    return (squared if warm_up or error.numel() == 1 else error.var() + squared).sqrt()
+    return (squared if warm_up or error.numel() == 1 else error.var(unbiased=bessel) + squared).sqrt()
 
 
 def gradient_loss(pred: torch.Tensor, gt: torch.Tensor, axes: tuple[int, int] = (-2, -1)) -> torch.Tensor:

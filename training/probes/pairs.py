@@ -75,9 +75,12 @@ def judge_pairs(
     rows = []
     for n, pair in enumerate(pairs):
         (first, map0), (second, map1) = seen.view(pair.first), seen.view(pair.second)
-        rows.append(_by_points(map0, map1, first, second, pair, frames) if pair.points is not None
-                    else surface_scores(match_frames((map0, map1), first, second, choices.step, choices.matches, choices.inputs.stretch),
-                                        choices, second.image.shape[0]) | token_scores(match_tokens((map0, map1), first, second)))  # fmt: skip
+        if pair.points is not None:
+            rows.append(_by_points(map0, map1, first, second, pair, frames))
+        else:
+            errors = match_frames((map0, map1), first, second, choices.step, choices.matches, choices.inputs.stretch)
+            scores = surface_scores(errors, choices, second.image.shape[0])
+            rows.append(scores | token_scores(match_tokens((map0, map1), first, second)))
         if (n + 1) % 100 == 0:
             say(f"correspondence: {n + 1} of {len(pairs)} pairs")
     metrics = {name: np.array([row.get(name, math.nan) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)}

@@ -77,6 +77,8 @@ class DepthProtocol:
     head: Head
     optimisation: Optimisation
     siglog_weight: float = 1.0
+    bessel: bool = True
+    """The loss's variance has Bessel's correction."""
     gradient_weight: float = 0.5
     gradient: str = "published"
     """`published` (along batch and channel: zero for two images), `spatial` or `off`."""
@@ -189,6 +191,7 @@ def _probe3d(name: str, commit: str, mended: bool) -> Protocol:
         head,
         _PROBE3D_OPTIMISATION,
         siglog_weight=10.0,
+        bessel=False,
         gradient="spatial" if mended else "published",
         warm_up=0,
         crop=None,

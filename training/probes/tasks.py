@@ -129,7 +129,7 @@ class DepthTask(ProbeTask):
         pred = to_image(pred, features, _size(gt), self.inputs.stretch)[:, 0, ::every, ::every]
         gt = gt[:, ::every, ::every]
         choices = self.choices
-        loss = choices.siglog_weight * depth.siglog_loss(pred, gt, step < choices.warm_up)
+        loss = choices.siglog_weight * depth.siglog_loss(pred, gt, step < choices.warm_up, choices.bessel)
         if choices.gradient == "off":
             return loss
         axes = (0, 1) if choices.gradient == "published" else (-2, -1)

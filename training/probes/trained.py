@@ -39,9 +39,9 @@ _CHECKS = 10  # of the validation groups, in a course that has them
 class CachedCourse:
     """The cached tier's course: one cycle of AdamW."""
 
-    steps: int = 250
+    steps: int = 500
     batch: int = 8
-    lr: float = 3e-3
+    lr: float = 1e-2
     every: int = 2
     """The loss is taken at every so many pixels in x and y."""
 

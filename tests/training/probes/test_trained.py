@@ -11,6 +11,7 @@ import torch
 from configs import ConfigError
 from tests.training.probes.oracles import patch_colours, small_task
 from tests.training.probes.rooms import Rooms
+from training.probes.data.base import ProbeFrame
 from training.probes.features import FeatureMap
 from training.probes.protocol import PROTOCOLS
 from training.probes.tasks import DepthTask, make_task
@@ -66,11 +67,14 @@ def test_the_best_state_is_that_of_the_validation_rooms(few: Rooms, monkeypatch:
     """One room of three is held out: no frame of it is learnt from, and the choice looks at no test frame."""
     seen: list[str] = []
     truth = DepthTask.truth
-    monkeypatch.setattr(DepthTask, "truth", lambda task, frames: seen.extend(frame.group for frame in frames) or truth(task, frames))
-    lines: list[str] = []
-    result = train_probe(
-        make_task("depth", PROTOCOLS["clean"], few), patch_colours, course=CachedCourse(steps=20, lr=0.1), say=lines.append
-    )
+
+    def spy(task: DepthTask, frames: list[ProbeFrame]) -> tuple[torch.Tensor, ...]:
+        seen.extend(frame.group for frame in frames)
+        return truth(task, frames)
+
+    monkeypatch.setattr(DepthTask, "truth", spy)
+    task, lines = make_task("depth", PROTOCOLS["clean"], few), []
+    result = train_probe(task, patch_colours, course=CachedCourse(steps=20, lr=0.1), say=lines.append)
     assert len(lines) == 10
     assert all("on validation" in line for line in lines)
     assert result.best is not None

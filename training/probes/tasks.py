@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -44,25 +44,22 @@ class ProbeTask(ABC):
     the greatest).
     """
 
-    choices: Any
+    choices: DepthProtocol | NormalsProtocol | SegmentationProtocol
     data: ProbeData
     name: ClassVar[str]
     best: ClassVar[str]
 
     @property
     def head(self) -> Head:
-        head: Head = self.choices.head
-        return head
+        return self.choices.head
 
     @property
     def inputs(self) -> Inputs:
-        inputs: Inputs = self.choices.inputs
-        return inputs
+        return self.choices.inputs
 
     @property
     def optimisation(self) -> Optimisation:
-        optimisation: Optimisation = self.choices.optimisation
-        return optimisation
+        return self.choices.optimisation
 
     @property
     def warm_up(self) -> int:
@@ -124,8 +121,7 @@ class DepthTask(ProbeTask):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        extra = () if self.choices.metric == "usual" else tuple(f"probe3d_{name}" for name in depth.PROBE3D_METRICS)
-        return (*depth.METRICS, *extra)
+        return depth.METRICS + (tuple(f"probe3d_{name}" for name in depth.PROBE3D_METRICS) if self.choices.metric == "probe3d" else ())
 
     def prepare(self, frame: ProbeFrame, train: bool) -> ProbeFrame:
         _need(frame.depth, frame, "depth")
@@ -155,9 +151,7 @@ class DepthTask(ProbeTask):
     def predict(self, model: Model, frame: ProbeFrame, whole: bool) -> torch.Tensor:
         images = as_batch([frame.image])
         found = self._depth(model, images)
-        if self.choices.flip:
-            found = (found + self._depth(model, images.flip(-1)).flip(-1)) / 2
-        return found
+        return (found + self._depth(model, images.flip(-1)).flip(-1)) / 2 if self.choices.flip else found
 
     def _depth(self, model: Model, images: torch.Tensor) -> torch.Tensor:
         features, values = model(images)

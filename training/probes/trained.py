@@ -27,7 +27,7 @@ from training.probes.data.base import ProbeFrame
 from training.probes.features import FeatureMap, Features, stack_maps
 from training.probes.heads import Probe, make_head
 from training.probes.preprocess import as_batch, mirror
-from training.probes.protocol import Optimisation
+from training.probes.protocol import NormalsProtocol, Optimisation
 from training.probes.segmentation import segmentation_scores
 from training.probes.tasks import ProbeTask
 
@@ -57,7 +57,7 @@ class CachedCourse:
         head = task.head
         head = replace(head, kind="linear", bins=min(head.bins, self.bins), upsample=min(head.upsample, self.upsample))
         choices = replace(task.choices, head=head)
-        return replace(task, choices=replace(choices, uncertainty=False) if task.name == "normals" else choices)
+        return replace(task, choices=replace(choices, uncertainty=False) if isinstance(choices, NormalsProtocol) else choices)
 
 
 @dataclass(frozen=True)

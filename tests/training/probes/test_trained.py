@@ -55,7 +55,8 @@ def test_every_protocol_trains_what_it_has(few: Rooms, preset: str, tier: str) -
                 make_task(name, PROTOCOLS[preset], few)
             continue
         task = make_task(name, PROTOCOLS[preset], few)
-        task = replace(task, choices=replace(task.choices, head=replace(task.head, width=8)))
+        small = {"head": replace(task.head, width=8), "optimisation": replace(task.optimisation, batch=2)}
+        task = replace(task, choices=replace(task.choices, **small))
         result = train_probe(task, features, tier, course=CachedCourse(steps=3), steps=3, keep=[1])
         assert set(result.last.metrics) == set(task.scores)
         assert all(np.isfinite(values).all() for values in result.last.metrics.values())

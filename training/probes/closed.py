@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, times the features' mean variance
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of the ridge, times the features' mean variance
 LOGISTIC_L2 = 1e-3
 LOGISTIC_STEPS = 150
 

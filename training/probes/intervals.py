@@ -16,7 +16,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class Interval:
-    """value: a figure or a difference; low, high: its interval; up, rooms: in how many of the rooms it is above 0."""
+    """value: a figure or a difference; low, high: its interval, None of a single room; up, rooms: in how many rooms it is above 0."""
 
     value: float | None
     low: float | None
@@ -66,6 +66,8 @@ def difference(first: Seeds | None, second: Seeds, metric: str, samples: int = 1
     values = values[np.isfinite(values)]
     if not np.isfinite(value) or not len(values):
         return Interval(None, None, None, 0, 0)
+    if len(names) < 2:  # one room says nothing about the next
+        return Interval(float(value), None, None, int((rooms > 0).sum()), int(np.isfinite(rooms).sum()))
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(value), float(low), float(high), int((rooms > 0).sum()), int(np.isfinite(rooms).sum()))
 

@@ -79,7 +79,7 @@ def slide_inference(
     """
     height, width = images.shape[-2:]
     total: torch.Tensor | None = None
-    count = images.new_zeros(1, 1, height, width)
+    count = torch.zeros(1, 1, height, width)
     for rows in _windows(height, window[0], stride[0]):
         for columns in _windows(width, window[1], stride[1]):
             logits = network(images[..., rows, columns])
@@ -88,7 +88,7 @@ def slide_inference(
             total[..., rows, columns] += logits
             count[..., rows, columns] += 1
     assert total is not None
-    return total / count
+    return total / count.to(total)
 
 
 def _windows(length: int, window: int, stride: int) -> list[slice]:

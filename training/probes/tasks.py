@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from training.probes.protocol import DepthProtocol, Head, Inputs, NormalsProtoco
 
 Model = Callable[[torch.Tensor], tuple[FeatureMap, torch.Tensor]]
 """Images [B,3,H,W] in [0,1] -> their map, and the head's values."""
+Truth = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,27 @@ class ProbeTask(ABC):
     the greatest).
     """
 
-    choices: Any
+    choices: DepthProtocol | NormalsProtocol | SegmentationProtocol
     data: ProbeData
     name: ClassVar[str]
     best: ClassVar[str]
 
     @property
     def head(self) -> Head:
-        head: Head = self.choices.head
-        return head
+        return self.choices.head
 
     @property
     def inputs(self) -> Inputs:
-        inputs: Inputs = self.choices.inputs
-        return inputs
+        return self.choices.inputs
 
     @property
     def optimisation(self) -> Optimisation:
-        optimisation: Optimisation = self.choices.optimisation
-        return optimisation
+        return self.choices.optimisation
+
+    @property
+    def warm_up(self) -> int:
+        """Steps of the reference tier that are early."""
+        return 0
 
     @property
     @abstractmethod
@@ -81,12 +84,17 @@ class ProbeTask(ABC):
         """A prepared frame as the reference tier sees it."""
 
     @abstractmethod
-    def truth(self, frames: Sequence[ProbeFrame]) -> tuple[torch.Tensor, ...]:
+    def truth(self, frames: Sequence[ProbeFrame]) -> Truth:
         """What is true of frames of one size: [B,...,H,W] each."""
 
     @abstractmethod
-    def loss(self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], step: int, every: int = 1) -> torch.Tensor:
-        """What a head's values cost, at every so many pixels in x and y. step: from 0."""
+    def loss(
+        self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], early: bool, every: int = 1
+    ) -> torch.Tensor:
+        """What a head's values cost.
+
+        early: at the beginning of the course, where the loss of depth is simpler. every: so many pixels in x and y.
+        """
 
     @abstractmethod
     def predict(self, model: Model, frame: ProbeFrame, whole: bool) -> torch.Tensor:
@@ -104,13 +112,16 @@ class DepthTask(ProbeTask):
     best = "abs_rel"
 
     @property
+    def warm_up(self) -> int:
+        return self.choices.warm_up
+
+    @property
     def outputs(self) -> int:
         return self.choices.head.bins
 
     @property
     def scores(self) -> tuple[str, ...]:
-        extra = () if self.choices.metric == "usual" else tuple(f"probe3d_{name}" for name in depth.PROBE3D_METRICS)
-        return (*depth.METRICS, *extra)
+        return depth.METRICS + (tuple(f"probe3d_{name}" for name in depth.PROBE3D_METRICS) if self.choices.metric == "probe3d" else ())
 
     def prepare(self, frame: ProbeFrame, train: bool) -> ProbeFrame:
         _need(frame.depth, frame, "depth")
@@ -120,16 +131,18 @@ class DepthTask(ProbeTask):
     def augment(self, frame: ProbeFrame, rng: np.random.Generator) -> ProbeFrame:
         return augment_depth(frame, rng, self.choices.crop, 0.1 if self.data.depth_crop == "kitti" else 0.25)
 
-    def truth(self, frames: Sequence[ProbeFrame]) -> tuple[torch.Tensor, ...]:
+    def truth(self, frames: Sequence[ProbeFrame]) -> Truth:
         return (_stack([frame.depth for frame in frames]),)
 
-    def loss(self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], step: int, every: int = 1) -> torch.Tensor:
+    def loss(
+        self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], early: bool, every: int = 1
+    ) -> torch.Tensor:
         (gt,) = truth
         pred = depth_from_bins(values, self.data.depth_range)
         pred = to_image(pred, features, _size(gt), self.inputs.stretch)[:, 0, ::every, ::every]
         gt = gt[:, ::every, ::every]
         choices = self.choices
-        loss = choices.siglog_weight * depth.siglog_loss(pred, gt, step < choices.warm_up, choices.bessel)
+        loss = choices.siglog_weight * depth.siglog_loss(pred, gt, early, choices.bessel)
         if choices.gradient == "off":
             return loss
         axes = (0, 1) if choices.gradient == "published" else (-2, -1)
@@ -138,9 +151,7 @@ class DepthTask(ProbeTask):
     def predict(self, model: Model, frame: ProbeFrame, whole: bool) -> torch.Tensor:
         images = as_batch([frame.image])
         found = self._depth(model, images)
-        if self.choices.flip:
-            found = (found + self._depth(model, images.flip(-1)).flip(-1)) / 2
-        return found
+        return (found + self._depth(model, images.flip(-1)).flip(-1)) / 2 if self.choices.flip else found
 
     def _depth(self, model: Model, images: torch.Tensor) -> torch.Tensor:
         features, values = model(images)
@@ -178,7 +189,7 @@ class NormalsTask(ProbeTask):
     def augment(self, frame: ProbeFrame, rng: np.random.Generator) -> ProbeFrame:
         return augment_normals(frame, rng)
 
-    def truth(self, frames: Sequence[ProbeFrame]) -> tuple[torch.Tensor, ...]:
+    def truth(self, frames: Sequence[ProbeFrame]) -> Truth:
         gt = _stack([frame.normals for frame in frames]).movedim(-1, 1)
         known = gt.norm(dim=1) > 0
         if all(frame.depth is not None for frame in frames):
@@ -188,7 +199,9 @@ class NormalsTask(ProbeTask):
             known = near if self.choices.empty_scores_zero else near & known
         return gt, known
 
-    def loss(self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], step: int, every: int = 1) -> torch.Tensor:
+    def loss(
+        self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], early: bool, every: int = 1
+    ) -> torch.Tensor:
         gt, known = (part[..., ::every, ::every] for part in truth)
         pred = self._normals(values, features, _size(truth[0]))[..., ::every, ::every]
         return normals.angular_loss(pred, gt, known, self.choices.uncertainty)
@@ -232,10 +245,12 @@ class SegmentationTask(ProbeTask):
     def augment(self, frame: ProbeFrame, rng: np.random.Generator) -> ProbeFrame:
         return augment_segmentation(frame, rng, self.choices.crop, self.choices.scale)
 
-    def truth(self, frames: Sequence[ProbeFrame]) -> tuple[torch.Tensor, ...]:
+    def truth(self, frames: Sequence[ProbeFrame]) -> Truth:
         return (_stack([frame.labels for frame in frames]),)
 
-    def loss(self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], step: int, every: int = 1) -> torch.Tensor:
+    def loss(
+        self, values: torch.Tensor, features: FeatureMap, truth: tuple[torch.Tensor, ...], early: bool, every: int = 1
+    ) -> torch.Tensor:
         (labels,) = truth
         logits = to_image(values, features, _size(labels), self.inputs.stretch)[..., ::every, ::every]
         return segmentation.cross_entropy(logits, labels[:, ::every, ::every], self.choices.over_all)

@@ -19,7 +19,7 @@ ANGLES = (6.0, 12.0, 24.0, 48.0)
 
 
 def write_rooms(root: Path, seeds: dict[str, int], operators: bool = False) -> str:
-    """A dataset with a scene for each seed: frames, masks and reports; a window of the first and third frame over all frames between."""
+    """A dataset with a scene for each seed: frames, masks and reports; and two windows."""
     scenes = []
     for name, seed in seeds.items():
         room, frames, objects = make_room(seed), [], {}
@@ -35,7 +35,7 @@ def write_rooms(root: Path, seeds: dict[str, int], operators: bool = False) -> s
             frames.append(Frame(f"{number}.jpg", camera, one.image, one.instances.astype(np.uint16), valid, one.depth))
             for instance in np.unique(one.instances):
                 objects[str(instance)] = CLASSES[int(one.labels[one.instances == instance][0])]
-        scenes.append(Scene(name, frames, [PlannedWindow((0, 2), (0, 1, 2, 3))]))
+        scenes.append(Scene(name, frames, [PlannedWindow((0, 2), (0, 1, 2, 3)), PlannedWindow((1, 3), (1, 2, 3))]))
         report = {"scene": name, "kept": [], "skipped": [], "quarantined": None, "sources": [], "figures": {"objects": objects}}
         (root / "scenes").mkdir(parents=True, exist_ok=True)
         (root / "scenes" / f"{name}.json").write_bytes(codec.encode_json(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,8 @@ from tests.training.probes.rooms import CLASSES, Rooms
 from training.probes.data.base import ProbeFrame
 from training.probes.features import FeatureMap, Features
 from training.probes.preprocess import mirror
+from training.probes.protocol import PROTOCOLS
+from training.probes.tasks import DepthTask, ProbeTask, make_task
 
 PATCH = 7
 DEEPEST = 6.5
@@ -71,15 +74,24 @@ def oracle(data: Rooms, code: Callable[[ProbeFrame], np.ndarray], shuffled: bool
 
 def patch_colours(images: torch.Tensor) -> FeatureMap:
     """Mean and variance of each patch's colours: needs no data to know, so images may be augmented."""
-    h, w = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-    cells = images[..., : h * PATCH, : w * PATCH].unflatten(-1, (w, PATCH)).unflatten(-3, (h, PATCH))
+    size = 2 * PATCH
+    h, w = images.shape[-2] // size, images.shape[-1] // size
+    cells = images[..., : h * size, : w * size].unflatten(-1, (w, size)).unflatten(-3, (h, size))
     patch = torch.cat([cells.mean((-3, -1)), cells.var((-3, -1))], dim=1)
-    return FeatureMap(patch, patch.mean((2, 3)), (0, 0), PATCH)
+    return FeatureMap(patch, patch.mean((2, 3)), (0, 0), size)
 
 
 @lru_cache
 def small_rooms() -> Rooms:
-    return Rooms(train=12, test=5, views_each=4, height=84, width=112, orbit=())
+    return Rooms(train=10, test=5, views_each=4, height=84, width=112, orbit=())
+
+
+def small_task(name: str, data: Rooms) -> ProbeTask:
+    """`clean`, with a head that costs less: a test of the evaluation, not of a network."""
+    task = make_task(name, PROTOCOLS["clean"], data)
+    head = replace(task.head, class_token=False, bins=64, upsample=1)
+    choices = replace(task.choices, gradient="off") if isinstance(task, DepthTask) else task.choices
+    return replace(task, choices=replace(choices, head=head, optimisation=replace(task.optimisation, validation=0.0)))
 
 
 def _patches(code: np.ndarray, size: int) -> torch.Tensor:

@@ -9,11 +9,15 @@ import pytest
 from PIL import Image
 
 from configs import ConfigError, load
-from configs.schema import CompareConfig, EvaluateConfig
+from configs.schema import CompareConfig, EvaluateConfig, SupervisedTokensConfig
 from storage.location import StorageError
 from tests.conftest import command
+from training.compare import compare as comparison
 from training.compare import run as compare
 from training.evaluate import run as evaluate
+from training.probes.data.dataset import make
+from training.probes.extractor import open_model
+from training.probes.supervision import SupervisionModel
 
 SMALL = ("backbone=demo", "backbone.blocks=1", "data.pairs_per_scene=6", "device=cpu")
 
@@ -80,12 +84,29 @@ def test_a_comparison_pairs_rooms_and_puts_seeds_into_one_row(output: Path, tmp_
     rmse = found["tasks"]["depth"]["rmse"]
     assert (rmse["again"]["difference"], rmse["again"]["low"], rmse["again"]["high"], rmse["again"]["better_rooms"]) == (0, 0, 0, 0)
     values = [read(output, name)["tasks"]["depth"]["metrics"]["rmse"] for name in ("one", "other", "third")]
+    rooms = [read(output, name)["tasks"]["depth"]["rooms"] for name in ("one", "other", "third")]
+    better = [(other[room]["rmse"][0] + third[room]["rmse"][0]) / 2 < one[room]["rmse"][0] for one, other, third in [rooms] for room in one]
+    assert (rmse["trained"]["better_rooms"], rmse["trained"]["rooms"]) == (sum(better), 2)
     assert rmse["trained"]["seeds"] == [1, 2]
     assert rmse["trained"]["value"] == pytest.approx(np.mean(values[1:]))
     assert rmse["trained"]["difference"] == pytest.approx(np.mean(values[1:]) - values[0])
     assert "results of one label: trained 2" in printed
     assert "published" not in printed  # another protocol
     assert (tmp_path / "angles.png").exists()
+
+
+def test_less_is_better_where_it_is() -> None:
+    def record(rmse: float, d1: float) -> dict[str, Any]:
+        rooms = {f"room {n}": {"rmse": [rmse + n, 1], "d1": [d1 - n / 10, 1]} for n in range(3)}
+        metrics = {name: sum(room[name][0] for room in rooms.values()) / 3 for name in ("rmse", "d1")}
+        return {"tasks": {"depth": {"rooms": rooms, "metrics": metrics}}}
+
+    config = load(CompareConfig, ["results=[a,b]", "samples=100"])
+    found = comparison({"before": [record(2.0, 0.5)], "after": [record(1.9, 0.6)]}, config)["tasks"]["depth"]
+    for name, difference in (("rmse", -0.1), ("d1", 0.1)):
+        one = found[name]["after"]
+        assert one["difference"] == pytest.approx(difference)
+        assert (one["better_rooms"], one["rooms"], one["excludes_zero"]) == (3, 3, True)
 
 
 def test_results_of_other_data_or_settings_are_not_compared(output: Path, train_rooms: str, test_rooms: str, tmp_path: Path) -> None:
@@ -112,6 +133,14 @@ def test_the_supervision_itself_is_judged_where_it_reaches(train_rooms: str, tes
     assert 0 < images["barn-3"]["pixels"] < images["barn-2"]["pixels"]  # the splat covers a part of what lies beyond the context
     assert set(found["baselines"]) == {"constant", "position", "colour", "random network", "started from", "oracle"}
     assert found["baselines"]["started from"]["depth"]["rooms"]["barn"]["rmse"][1] == 4  # images: it is judged on the same tokens
+
+
+def test_a_frame_takes_the_window_whose_context_it_is_not_part_of(train_rooms: str, test_rooms: str) -> None:
+    config = load(EvaluateConfig, [f"data.train={train_rooms}", f"data.test={test_rooms}", "output=z", "name=n", *SMALL])
+    data = make(config.data.config)
+    found = SupervisionModel(open_model(config, "cpu"), data, SupervisedTokensConfig(operators="operators")).windows
+    chosen = {key: (table.windows.key(row), index) for key, (table, row, index) in found.items() if key.startswith("barn")}
+    assert chosen == {"barn-0": ("barn-0", 0), "barn-1": ("barn-0", 1), "barn-2": ("barn-1", 1), "barn-3": ("barn-0", 3)}
 
 
 def test_supervision_that_cannot_be_is_refused(train_rooms: str, test_rooms: str, tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_the_last_layer_after_the_norm_is_what_training_sees(image: torch.Tensor
     assert (found.patch.shape, found.offset, found.stride) == ((1, 384, 4, 6), (0, 0), 14)
 
 
+def test_the_norm_can_be_left_out(image: torch.Tensor) -> None:
+    plain_tokens, normed = (model(*DEMO, f"features.norm={norm}").features(image).patch for norm in ("false", "true"))
+    torch.testing.assert_close(
+        torch.nn.functional.layer_norm(plain_tokens.permute(0, 2, 3, 1), (384,), eps=1e-6), normed.permute(0, 2, 3, 1)
+    )
+    assert not torch.allclose(plain_tokens, normed, atol=1e-2)
+
+
 def test_a_layer_of_the_same_pass_is_the_truncated_network_before_its_norm(image: torch.Tensor) -> None:
     early = model("backbone=demo", "features.layer=1", "features.norm=false").features(image)
     short = model("backbone=demo", "backbone.blocks=2", "features.norm=false").features(image)

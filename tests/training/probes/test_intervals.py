@@ -48,8 +48,8 @@ def test_the_interval_has_the_width_of_the_mean_s_error() -> None:
 
 
 def test_the_same_interval_every_time() -> None:
-    values = [ratios(list(RNG.normal(5, 1, 5)))]
-    assert interval(values, "rmse") == interval(values, "rmse")
+    values = [ratios(list(RNG.normal(5, 1, 12)))]
+    assert interval(values, "rmse", samples=101) == interval(values, "rmse", samples=101)
 
 
 @given(st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any), st.integers(0, 1000))
@@ -66,6 +66,11 @@ def test_the_quick_figures_are_the_plain_ones(times: list[int], seed: int) -> No
     for metric in ("rmse", *POOLED):
         plain, quick = pooled(repeated, metric), _figures(rooms, metric, np.array([times], float))[0]
         assert np.isnan(quick) if plain is None else quick == pytest.approx(plain)
+
+
+def test_one_room_has_no_interval() -> None:
+    found = difference([ratios([1.0])], [ratios([2.0])], "rmse")
+    assert (found.value, found.low, found.high, found.excludes_zero) == (1, None, None, False)
 
 
 def test_other_rooms_are_refused() -> None:

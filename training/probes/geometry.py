@@ -65,7 +65,7 @@ def normals_from_depth(
 ) -> np.ndarray:
     """Surface normals by a plane fitted around each pixel.
 
-    In a pinhole camera the inverse depth of a plane is linear in the pixel's place, so least squares on it has no bias. A pixel whose
+    In a pinhole camera the inverse depth of a plane is linear in the pixel's position, so least squares on it has no bias. A pixel whose
     neighbourhood is no plane (edges of depth, creases, holes) has no normal, nor one that is seen at a grazing angle.
 
     Args:

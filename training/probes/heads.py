@@ -155,7 +155,7 @@ def to_image(
 
     Args:
         values: [B,K,h',w'] over the area of the map. size: (H,W) of the image.
-        stretch: the map's area becomes the image, padding and all, as published. Else each pixel gets the value at its place, and what
+        stretch: the map's area becomes the image, padding and all, as published. Else each pixel gets the value at its position, and what
             the map leaves out at the border its nearest.
         mode, align_corners: of the interpolation.
     Returns: [B,K,H,W].

@@ -30,7 +30,7 @@ Rooms = Mapping[str, Mapping[str, Any]]
 
 
 class Metric(NamedTuple):
-    """How a figure is shown: higher: whether more is better; scale: what it is multiplied by; digits: after the point."""
+    """How a figure is printed. higher: whether more is better; scale: what it is multiplied by; digits: after the point."""
 
     title: str
     higher: bool
@@ -167,10 +167,10 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A table a task: rows by name, each its tasks' JSON."""
     parts = []
     for task, metrics in METRICS.items():
-        shown = {name: row[task]["metrics"] for name, row in rows.items() if task in row}
-        columns = [name for name in metrics if any(found.get(name) is not None for found in shown.values())]
+        present = {name: row[task]["metrics"] for name, row in rows.items() if task in row}
+        columns = [name for name in metrics if any(found.get(name) is not None for found in present.values())]
         if columns:
-            body = [[name, *(cell(task, column, found.get(column)) for column in columns)] for name, found in shown.items()]
+            body = [[name, *(cell(task, column, found.get(column)) for column in columns)] for name, found in present.items()]
             parts.append(layout([[task, *(metrics[column].title for column in columns)], *body]))
     return "\n\n".join(parts)
 

@@ -38,7 +38,7 @@ class SupervisionModel:
             raise ConfigError(f"supervision.operators: data={data.name} holds none; choose data=dataset")
         self.model, self.config = model, config
         tables = [Table.open(root, [config.windows, config.operators]) for root in datasets]
-        self.windows = {key: place for table in tables for key, place in _windows_of(table).items()}
+        self.windows = {key: row for table in tables for key, row in _windows_of(table).items()}
         keys = data.describe()["frames"]
         self.description: Mapping[str, Any] = {
             **model.description,

@@ -22,8 +22,8 @@ DEEPEST = 6.5
 
 def depth_code(frame: ProbeFrame) -> np.ndarray:
     """Soft bins of depth, [H,W,24]."""
-    place = frame.depth / DEEPEST * 23
-    return np.maximum(0, 1 - np.abs(np.arange(24) - place[..., None])).astype(np.float32)
+    position = frame.depth / DEEPEST * 23
+    return np.maximum(0, 1 - np.abs(np.arange(24) - position[..., None])).astype(np.float32)
 
 
 def normal_code(frame: ProbeFrame) -> np.ndarray:

@@ -163,8 +163,8 @@ def test_images_are_judged_one_by_one(order: list[int]) -> None:
     gt, pred = metres(case["gt_mm"])[:4], metres(case["pred_mm"])[:4]
     valid = valid_depth(gt, RANGE)
     found = depth_metrics(pred, gt, valid)
-    for place, n in enumerate(order):
-        assert depth_metrics(pred[order], gt[order], valid[order])["rmse"][place] == found["rmse"][n]
+    for i, n in enumerate(order):
+        assert depth_metrics(pred[order], gt[order], valid[order])["rmse"][i] == found["rmse"][n]
         assert depth_metrics(pred[n : n + 1], gt[n : n + 1], valid[n : n + 1])["rmse"][0] == found["rmse"][n]
 
 

@@ -67,8 +67,8 @@ def rooms() -> Rooms:
 
 def two_bins(frame: ProbeFrame) -> np.ndarray:
     """How far depth lies between its two bins, [H,W,BINS]."""
-    place = (frame.depth - 0.001) / (DEEPEST - 0.001) * (BINS - 1)
-    return np.maximum(0, 1 - np.abs(np.arange(BINS) - place[..., None])).astype(np.float32)
+    position = (frame.depth - 0.001) / (DEEPEST - 0.001) * (BINS - 1)
+    return np.maximum(0, 1 - np.abs(np.arange(BINS) - position[..., None])).astype(np.float32)
 
 
 def one_hot(frame: ProbeFrame) -> np.ndarray:

@@ -68,7 +68,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Place:
+class FrameRow:
     """Where a probe frame lies: its dataset, and its row of `frames`."""
 
     table: Table
@@ -86,16 +86,16 @@ class Place:
 class Frames(Sequence[ProbeFrame]):
     """The frames of a split, decoded as they are asked for."""
 
-    def __init__(self, data: DatasetProbes, places: Sequence[Place]) -> None:
-        self.data, self.places = data, places
+    def __init__(self, data: DatasetProbes, rows: Sequence[FrameRow]) -> None:
+        self.data, self.rows = data, rows
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return Frames(self.data, self.places[index])
-        return self.data.decode(self.places[index])
+            return Frames(self.data, self.rows[index])
+        return self.data.decode(self.rows[index])
 
 
 class DatasetProbes:
@@ -110,11 +110,11 @@ class DatasetProbes:
         columns = [] if config.masks is None else [config.masks]
         train = Table.open(config.train, columns)
         test = train if config.test in (None, config.train) else Table.open(str(config.test), columns)
-        self.places = _split(config, train, test)
+        self.rows = _split(config, train, test)
         self._objects: dict[tuple[str, str], dict[int, str]] = {}
-        for place in [*self.places["train"], *self.places["test"]]:
-            if config.masks is not None and (place.table.root, place.scene) not in self._objects:
-                self._objects[place.table.root, place.scene] = scene_objects(place.table.root, place.scene)
+        for row in [*self.rows["train"], *self.rows["test"]]:
+            if config.masks is not None and (row.table.root, row.scene) not in self._objects:
+                self._objects[row.table.root, row.scene] = scene_objects(row.table.root, row.scene)
         self.tasks = self._judged()
 
     @cached_property
@@ -123,24 +123,24 @@ class DatasetProbes:
         if self.config.masks is None:
             return ()
         found: set[str] = set()
-        for place in self.places["train"]:
-            names = self._objects[place.table.root, place.scene]
+        for row in self.rows["train"]:
+            names = self._objects[row.table.root, row.scene]
             if names:
-                found |= {names[number] for number in np.unique(self._ids(place)).tolist() if number in names}
+                found |= {names[number] for number in np.unique(self._ids(row)).tolist() if number in names}
         if len(found) > IGNORED:
             raise StorageError(f"{self.config.train}/{self.config.masks}: {len(found)} labels, at most {IGNORED} can be told apart")
         return tuple(sorted(found))
 
     def frames(self, split: str) -> Frames:
-        return Frames(self, self.places[split])
+        return Frames(self, self.rows[split])
 
     @cached_property
     def _pairs(self) -> list[Pair]:
         if "correspondence" not in self.tasks:
             return []
         scenes: defaultdict[str, list[int]] = defaultdict(list)
-        for index, place in enumerate(self.places["test"]):
-            scenes[place.scene].append(index)
+        for index, row in enumerate(self.rows["test"]):
+            scenes[row.scene].append(index)
         test = self.frames("test")
         pairs = []
         for indices in scenes.values():
@@ -155,41 +155,41 @@ class DatasetProbes:
         return {
             "name": self.name,
             "config": plain(self.config),
-            "indexes": {table.root: table.pins() for table in {id(p.table): p.table for s in self.places.values() for p in s}.values()},
+            "indexes": {table.root: table.pins() for table in {id(p.table): p.table for s in self.rows.values() for p in s}.values()},
             "classes": list(self.classes),
             "tasks": sorted(self.tasks),
             "depth_range": list(self.depth_range),
-            "frames": {split: [place.key for place in places] for split, places in self.places.items()},
-            "pairs": [[self.places["test"][pair.first].key, self.places["test"][pair.second].key] for pair in self.pairs()],
+            "frames": {split: [row.key for row in found] for split, found in self.rows.items()},
+            "pairs": [[self.rows["test"][pair.first].key, self.rows["test"][pair.second].key] for pair in self.pairs()],
         }
 
-    def decode(self, place: Place) -> ProbeFrame:
+    def decode(self, row: FrameRow) -> ProbeFrame:
         """The frame, with all that is known of it. What is anonymised or lies outside the source image is unknown."""
-        (frame,) = place.table.read_frames([place.row], labels=self.config.masks is not None, depth=True)
+        (frame,) = row.table.read_frames([row.row], labels=self.config.masks is not None, depth=True)
         depth = normals = labels = None
         if frame.depth is not None:
             depth = np.where(frame.valid, frame.depth, np.float32(0))
             normals = normals_from_depth(depth, frame.camera.K, tolerance=self.config.plane_tolerance)
         if frame.labels is not None and self.classes:
-            labels = np.where(frame.valid, self._numbers(place)[frame.labels], np.uint8(IGNORED))
+            labels = np.where(frame.valid, self._numbers(row)[frame.labels], np.uint8(IGNORED))
         instances = None if frame.labels is None else np.where(frame.valid, frame.labels, np.uint16(0))
-        return ProbeFrame(place.key, place.scene, frame.image, depth, normals, labels, instances, frame.camera.K, frame.camera.c2w)
+        return ProbeFrame(row.key, row.scene, frame.image, depth, normals, labels, instances, frame.camera.K, frame.camera.c2w)
 
-    def _numbers(self, place: Place) -> np.ndarray:
+    def _numbers(self, row: FrameRow) -> np.ndarray:
         """[65536] uint8: the class of each id of a scene's masks."""
         numbers = np.full(1 << 16, IGNORED, np.uint8)
-        for number, label in self._objects[place.table.root, place.scene].items():
+        for number, label in self._objects[row.table.root, row.scene].items():
             if label in self.classes and 0 < number < len(numbers):
                 numbers[number] = self.classes.index(label)
         return numbers
 
-    def _ids(self, place: Place) -> np.ndarray:
-        (frame,) = place.table.read_frames([place.row], labels=True)
+    def _ids(self, row: FrameRow) -> np.ndarray:
+        (frame,) = row.table.read_frames([row.row], labels=True)
         assert frame.labels is not None
         return frame.labels
 
     def _judged(self) -> frozenset[str]:
-        has_depth = all(place.table.frames.has(place.row, DEPTH) for places in self.places.values() for place in places)
+        has_depth = all(row.table.frames.has(row.row, DEPTH) for found in self.rows.values() for row in found)
         tasks = {"depth", "normals"} if has_depth else set()
         if has_depth and self.config.pairs_per_scene:
             tasks.add("correspondence")
@@ -238,7 +238,7 @@ def choose_pairs(views: Sequence[ProbeFrame], count: int) -> list[tuple[int, int
     return [(a, b) for found, share in zip(bins, shares, strict=True) for _, a, b in (sorted(found)[i] for i in evenly(len(found), share))]
 
 
-def _split(config: Config, train: Table, test: Table) -> dict[str, list[Place]]:
+def _split(config: Config, train: Table, test: Table) -> dict[str, list[FrameRow]]:
     """The frames of both splits. Raises ConfigError where a scene would be in both, or one that is asked for is missing."""
     missing = sorted(set(config.test_scenes) - test.frames.scenes())
     if missing:
@@ -255,17 +255,17 @@ def _split(config: Config, train: Table, test: Table) -> dict[str, list[Place]]:
         )
     if not of_train:
         raise ConfigError(f"data.test_scenes: names every scene of data.train={train.root}; leave some to fit the probes on")
-    return {"train": _places(train, of_train, config.frames_per_scene), "test": _places(test, of_test, config.frames_per_scene)}
+    return {"train": _frame_rows(train, of_train, config.frames_per_scene), "test": _frame_rows(test, of_test, config.frames_per_scene)}
 
 
-def _places(table: Table, scenes: set[str], count: int) -> list[Place]:
+def _frame_rows(table: Table, scenes: set[str], count: int) -> list[FrameRow]:
     names = [table.frames.scene(row) for row in range(len(table.frames))]
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         if name in scenes:
             rows[name].append(row)
-    places = []
+    found = []
     for name in sorted(rows):
         ordered = sorted(rows[name], key=lambda row: (int(table.numbers[row]), table.frames.key(row)))
-        places += [Place(table, ordered[i]) for i in evenly(len(ordered), count)]
-    return places
+        found += [FrameRow(table, ordered[i]) for i in evenly(len(ordered), count)]
+    return found

@@ -78,11 +78,11 @@ def test_level5_damage_is_refused_by_name(tmp_path: Path) -> None:
         one_line(refused.value, "x.mat", named)
 
 
-@given(place=st.integers(128, 400), value=st.integers(0, 255))
+@given(position=st.integers(128, 400), value=st.integers(0, 255))
 @settings(max_examples=200, deadline=None)
-def test_a_changed_byte_of_a_level5_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, place: int, value: int) -> None:
-    data = bytearray(mat_level5({"img": noise(1, 8, 8), "norm": noise(2, 8, 3).astype("f8")}, compressed=place % 2 == 0))
-    data[min(place, len(data) - 1)] = value
+def test_a_changed_byte_of_a_level5_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, position: int, value: int) -> None:
+    data = bytearray(mat_level5({"img": noise(1, 8, 8), "norm": noise(2, 8, 3).astype("f8")}, compressed=position % 2 == 0))
+    data[min(position, len(data) - 1)] = value
     path = tmp_path_factory.getbasetemp() / "changed.mat"
     path.write_bytes(data)
     try:

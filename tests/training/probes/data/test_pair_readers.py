@@ -397,8 +397,8 @@ def test_disparity_of_the_right_image_undoes_the_left_one(values: list[float], h
     left[0, [n for n in range(len(values)) if holes >> n & 1]] = np.nan
     right = stereo.disparity_of_right(left)[0]
     for x in np.flatnonzero(np.isfinite(right)):
-        place = x + right[x]  # where the left image shows it
-        first = min(int(np.floor(place + 1e-9)), len(values) - 2)
+        position = x + right[x]  # where the left image shows it
+        first = min(int(np.floor(position + 1e-9)), len(values) - 2)
         around = left[0, max(first - 1, 0) : first + 3]
         assert np.nanmin(around) - 1e-6 <= right[x] <= np.nanmax(around) + 1e-6
 

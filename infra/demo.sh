@@ -31,12 +31,12 @@ python pipeline/make_rooms.py root="$out/rooms" rooms=8 frames=24 scale=0.25 val
 python pipeline/make_rooms.py root="$out/held-out-rooms" rooms=4 frames=16 scale=0.25 val=0 walk_step=3 seed=1
 
 step "3/7 frames, masks, teacher features and an index of windows (Ray)"
-size=(width=336 height=224 frames_per_shard=12 source=synthetic-rooms licence=MIT)
+size=(width=336 height=224 frames_per_shard=24 windows.stride=2 source=synthetic-rooms licence=MIT)
 python pipeline/build_shards.py root="$out/rooms" dataset="$out/dataset" features=context "${size[@]}" "${backbone[@]}"
 python pipeline/build_shards.py root="$out/held-out-rooms" dataset="$out/held-out" features=none "${size[@]}"
 
 step "4/7 Gaussians, the splat into every frame as a sparse matrix (Ray), and pictures"
-python pipeline/cache_gaussians.py dataset="$out/dataset"
+python pipeline/cache_gaussians.py dataset="$out/dataset" operators.targets=3
 python storage/describe.py dataset="$out/dataset"
 python pipeline/inspect_rows.py dataset="$out/dataset" output="$out/pictures" rows=3
 
@@ -57,7 +57,8 @@ done
 [ "$called" = "${called#random}" ] || { echo "Done in $((SECONDS - started)) s, without real weights."; exit 0; }
 step "7/7 judge on the held-out rooms"
 judge() { # NAME KEY=VALUE...
-    python training/evaluate.py data.train="$out/dataset" data.test="$out/held-out" output="$out/results" baselines=false name="$@"
+    python training/evaluate.py data.train="$out/dataset" data.test="$out/held-out" data.frames_per_scene=8 \
+        output="$out/results" baselines=false pictures=2 name="$@"
 }
 judge teacher "${backbone[@]}" > "$out/teacher.log" &
 judge control run="$out/runs/control" > "$out/control.log" && wait $!

@@ -20,7 +20,7 @@ from training.figures import to_png
 from training.probes import pictures, published, results
 from training.probes.intervals import Interval, difference
 
-_SAME = ("protocol", "tier", "settings", "data")
+_SAME = ("protocol", "tier", "settings", "data", "judged")
 
 
 def run(config: CompareConfig) -> None:
@@ -32,6 +32,7 @@ def run(config: CompareConfig) -> None:
         rows.setdefault(record["label"], []).append(record)
     if len(rows) < 2:
         raise ConfigError("results: all of one label; give results of two models at least, or other labels to training/evaluate.py")
+    check_rows(rows)
     compared = compare(rows, config)
     print(as_text(rows, compared))
     if config.output is not None:
@@ -48,6 +49,25 @@ def check_same(found: dict[str, dict[str, Any]]) -> None:
         different = [line for name in _SAME for line in differences({name: reference[name]}, {name: record[name]})]
         if different:
             raise ConfigError(f"results: {url} and {first} were not judged alike ({'; '.join(different[:3])}); evaluate one of them again")
+
+
+def check_rows(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Raises ConfigError where results of one label are not of one training with different seeds."""
+    for label, records in rows.items():
+        hashes = [record["model"]["weights_sha256"] for record in records if "weights_sha256" in record["model"]]
+        courses = []
+        for record in records:
+            config = dict(record["model"].get("trained_with", {}).get("config", {}))
+            courses.append(
+                {**{name: value for name, value in config.items() if name not in ("seed", "output")}, "at": record["model"].get("step")}
+            )
+        if len(set(hashes)) < len(hashes):
+            raise ConfigError(f"results: two of label {label!r} are of the same weights; give each seed once")
+        different = [line for course in courses[1:] for line in differences(courses[0], course)]
+        if different:
+            raise ConfigError(
+                f"results: label {label!r} has more than seeds of one training ({'; '.join(different[:3])}); give other labels"
+            )
 
 
 def compare(rows: dict[str, list[dict[str, Any]]], config: CompareConfig) -> dict[str, Any]:
@@ -110,7 +130,7 @@ def as_text(rows: dict[str, list[dict[str, Any]]], compared: dict[str, Any]) -> 
                 title = results.METRICS[task][name].title
                 star = "*" if one["excludes_zero"] else ""
                 table.append([label, title, *cells[:3], relative, *cells[3:], star, rooms])
-        for figure in published.matching(first["protocol"], first["data"]["name"], task):
+        for figure in published.matching(first, task):
             title = results.METRICS[task][figure.metric].title
             table.append([f"{figure.model} (published)", title, "", results.cell(task, figure.metric, figure.value), *[""] * 6])
         lines.append(results.layout(table))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from configs import ConfigError, command
+from configs.fields import plain
 from configs.schema import EvaluateConfig
 from configs.schema.probes import PROBE_DATA
 from storage import codec, location
@@ -24,7 +25,7 @@ from training.figures import to_png
 from training.probes import pictures, results
 from training.probes.baselines import judge_baselines
 from training.probes.data.base import ProbeData
-from training.probes.extractor import TokenSource, open_model
+from training.probes.extractor import NetworkModel, TokenSource, open_model
 from training.probes.intervals import interval
 from training.probes.judge import judge
 from training.probes.outcome import Outcome
@@ -45,12 +46,15 @@ def run(config: EvaluateConfig) -> None:
     source: TokenSource = network
     if config.supervision.operators is not None:
         source = SupervisionModel(network, data, config.supervision)
+    dropped = sorted(set(config.tasks) - set(tasks))
+    if dropped:
+        print(f"data={config.data.name} cannot judge {', '.join(dropped)}", flush=True)
     frames, pairs = drawn(data, config.pictures)
     if config.tier == "closed":
         outcome = judge(source, data, tasks, config.ridge, (frames, pairs))
     else:
         outcome = judge_trained(network, data, tasks, config, device, frames, say=lambda line: print(line, flush=True))
-    record = describe(config, data, source, outcome, time.process_time() - began)
+    record = describe(config, data, network, source, outcome, time.process_time() - began)
     if config.baselines:
         record["baselines"] = judge_baselines(source, network, data, tasks, config, device)
     write(config, data, record, outcome)
@@ -63,7 +67,9 @@ def drawn(data: ProbeData, count: int) -> tuple[list[int], list[int]]:
     return (frames, pairs) if count else ([], [])
 
 
-def describe(config: EvaluateConfig, data: ProbeData, source: TokenSource, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def describe(
+    config: EvaluateConfig, data: ProbeData, network: NetworkModel, source: TokenSource, outcome: Outcome, seconds: float
+) -> dict[str, Any]:
     """The result, as plain JSON values, without baselines."""
     tasks = outcome.to_json()
     for found in tasks.values():
@@ -79,6 +85,10 @@ def describe(config: EvaluateConfig, data: ProbeData, source: TokenSource, outco
         "tier": config.tier,
         "settings": {"ridge": config.ridge} if config.tier == "closed" else {"steps": config.steps},
         "seeds": {"heads": None if config.tier == "closed" else config.seed, "bootstrap": 0},
+        "judged": {
+            "grid": list(network.grid_rule),
+            "supervision": None if config.supervision.operators is None else plain(config.supervision),
+        },
         "model": dict(source.description),
         "data": dict(data.describe()),
         "commit": results.commit(),

@@ -19,7 +19,7 @@ _BOARD = ("excess_loss", "cosine", "lr", "kept_tokens", "data_wait_s", "rows_per
 
 
 class Metrics:
-    """The metrics of a run that goes on at `step`: shown as they come, written at each checkpoint. Rank 0's."""
+    """The metrics of a run that goes on at `step`: printed as they come, written at each checkpoint. Rank 0's."""
 
     def __init__(self, output: str, step: int, last: int) -> None:
         self.output = output
@@ -37,7 +37,7 @@ class Metrics:
 
     def judged(self, found: dict[str, Any]) -> None:
         """Takes what the monitor found at a step; it stays on the progress bar until the next."""
-        self._found = {name: value for name, value in found.items() if name != "step"}
+        self._found = {name: value for name, value in found.items() if isinstance(value, float)}
         self._show({})
         self._board.write(found["step"], {f"monitor/{name}": value for name, value in self._found.items()})
 

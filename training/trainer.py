@@ -70,14 +70,15 @@ class Trainer:
         _check_features(config, self.rows, weights_hash)
         self.identity = checkpoint.identity(config, weights_hash, _dataset_hash(self.rows))
         backbone = config.backbone
-        self.untrained = build_backbone(backbone.architecture, weights, height, width, backbone.blocks).eval().to(self.device)
+        if self.ranks.rank == 0:  # for its pictures
+            self.untrained = build_backbone(backbone.architecture, weights, height, width, backbone.blocks).eval().to(self.device)
         student, teacher = build_networks(config, weights, height, width)
         student, teacher = student.to(self.device), teacher.to(self.device)
         optimizer = torch.optim.Adam(student.trained().values(), lr=config.optimizer.lr, betas=(0.9, 0.999), eps=1e-8)
         self.state = TrainerState(student, teacher, optimizer)
         self.monitor = None
         if config.monitor.dataset is not None and self.ranks.rank == 0:
-            self.monitor = Monitor(config.monitor, find_spec(backbone.architecture).patch, (height, width))
+            self.monitor = Monitor(config.monitor, find_spec(backbone.architecture).patch, (height, width), self.rows.table.frames.scenes())
 
     def _probe(self, labels: bool) -> Batch:
         """The rows that the pictures show: those of step 0, at most four; with labels and context images, or as training reads them."""
@@ -96,6 +97,8 @@ class Trainer:
                   f"{self.device.type}, {_backbone_note(config)}", flush=True)  # fmt: skip
         metrics = Metrics(config.output, state.step, last) if lead else None
         if metrics:
+            if self.monitor:
+                monitor.forget(config.output, state.step, self.monitor.digest)
             self._judge(metrics)
         waiting = began = time.perf_counter()
         steps = range(state.step, last)
@@ -105,7 +108,7 @@ class Trainer:
             began = now
             if metrics:
                 metrics.add(measured)
-                if state.step % config.monitor.every == 0 or state.step == config.steps:
+                if state.step % config.monitor.every == 0 or state.step == last or self.stopping:
                     self._judge(metrics)
                 if state.step % config.checkpoint_every == 0 or self.stopping or state.step == last:
                     metrics.write(state.step)
@@ -126,7 +129,11 @@ class Trainer:
         before = monitor.read(self.config.output)
         now = next((one for one in before if one["step"] == self.state.step), None)
         if now is None:
-            now = {"step": self.state.step, **self.monitor.judge(self.state.student, self.config.head.student_temperature, self.device)}
+            now = {
+                "step": self.state.step,
+                "frames": self.monitor.digest,
+                **self.monitor.judge(self.state.student, self.config.head.student_temperature, self.device),
+            }
             monitor.write(self.config.output, now)
         metrics.judged(now)
         for line in monitor.warnings([*before, now][0], now):

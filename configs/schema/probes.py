@@ -143,6 +143,14 @@ class EvaluateConfig:
         check_above(self, -1, "pictures")
         if self.ridge is not None:
             check_above(self, 0, "ridge")
+            if self.tier != "closed":
+                raise ConfigError(f"ridge={self.ridge}: of tier=closed alone")
+        if self.tier != "closed" and (self.features.class_token or not self.features.norm):
+            raise ConfigError(f"features.class_token, features.norm: of tier=closed alone; in tier={self.tier} the protocol says them")
+        if self.run is None and (self.step is not None or self.network is not Network.student):
+            raise ConfigError("network, step: of a run; give run=URL")
+        if self.base is not None and self.run is None and self.export is None:
+            raise ConfigError("base: of a run or an export; give run=URL or export=URL")
         for task in self.tasks:
             if task not in PROBE_TASKS:
                 raise ConfigError(f"tasks: no task {task!r}; choose of {', '.join(PROBE_TASKS)}")

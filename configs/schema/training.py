@@ -129,6 +129,8 @@ class SupervisionConfig:
 
     def __post_init__(self) -> None:
         check_share(self, "blend", "min_coverage")
+        if self.control is Control.no_geometry and self.blend < 1:
+            raise ConfigError(f"blend={self.blend}: control=no_geometry has no splatted token to blend; set blend to 1")
 
 
 @dataclass

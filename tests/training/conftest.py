@@ -14,9 +14,9 @@ HEIGHT, WIDTH = 28, 42  # 2 x 3 tokens
 CONTEXT, TARGETS = (0, 2, 4), (0, 1, 2, 3, 4)
 
 
-def tiny_frames() -> list[Frame]:
-    """Five cameras in a row, 2 m before a wall of two halves. Frame n is grey 40 n all over; one pixel is invalid, in row n (in frame 3
-    none is)."""
+def tiny_frames(spacing: float = 0.05) -> list[Frame]:
+    """Five cameras in a row, `spacing` metres apart, 2 m before a wall of two halves. Frame n is grey 40 n all over; one pixel is
+    invalid, in row n (in frame 3 none is)."""
     K = np.array([[40.0, 0, WIDTH / 2], [0, 40.0, HEIGHT / 2], [0, 0, 1]])
     labels = np.ones((HEIGHT, WIDTH), np.uint16)
     labels[:, WIDTH // 2 :] = 2
@@ -24,7 +24,7 @@ def tiny_frames() -> list[Frame]:
     frames = []
     for number in TARGETS:
         c2w = np.eye(4)
-        c2w[0, 3] = 0.05 * number
+        c2w[0, 3] = spacing * number
         image = np.full((HEIGHT, WIDTH, 3), 40 * number, np.uint8)
         valid = np.ones((HEIGHT, WIDTH), bool)
         valid[number, 1] = number == 3

@@ -102,7 +102,8 @@ def probe3d_depth_metrics(pred: torch.Tensor, gt: torch.Tensor, align: bool = Fa
     mean = _Mean(valid)
     ratio = torch.maximum(gt / pred, pred / gt)
     found = {f"d{k}": mean(ratio < 1.25**k) for k in (1, 2, 3)} | {"rmse": mean((gt - pred) ** 2).sqrt()}
-    return {name: value.nan_to_num(0) for name, value in found.items()}
+    empty = ~valid.flatten(1).any(dim=1)
+    return {name: value.masked_fill(empty, 0) for name, value in found.items()}
 
 
 def siglog_loss(pred: torch.Tensor, gt: torch.Tensor, warm_up: bool = False, bessel: bool = True) -> torch.Tensor:

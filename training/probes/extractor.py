@@ -73,7 +73,7 @@ class NetworkModel:
     """The tokens of a network.
 
     base: the network that the model started from, whose tokens stand before its own where the inputs say so. head: of the run, where it was
-    trained on exactly these tokens.
+    trained on exactly these tokens; temperature: of its student's softmax.
     """
 
     def __init__(
@@ -84,8 +84,10 @@ class NetworkModel:
         device: str = "cpu",
         base: Backbone | None = None,
         head: DinoHead | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.spec, self.options, self.device, self.head, self.backbone, self.base = backbone.spec, options, device, head, backbone, base
+        self.temperature = temperature
         self.description = {**description, "features": plain(options), "weights_sha256": hash_weights(backbone.state)}
         self.inputs = Inputs(options.norm, options.concatenate, normalisation=None, padding=options.padding, stretch=False)
         self._check()
@@ -196,8 +198,9 @@ def _of_run(config: EvaluateConfig, device: str) -> NetworkModel:
     head = _head(trained.head, own, base) if plain_tokens else None
     exported = export_state_dict(trained, base, own)
     return NetworkModel(
-        Backbone(architecture, blocks, exported), config.features, description, device, Backbone(architecture, blocks, base), head
-    )
+        Backbone(architecture, blocks, exported), config.features, description, device, Backbone(architecture, blocks, base), head,
+        trained.head.student_temperature,
+    )  # fmt: skip
 
 
 def _head(config: HeadConfig, trained: StateDict, base: StateDict) -> DinoHead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from training.probes.results import CONFUSION, POOLED, pooled
 
 Seeds = Sequence[Mapping[str, Mapping[str, Any]]]  # the rooms of each seed's result
+LEAST_ROOMS = 6  # of fewer, a bootstrap would call every fifth difference of nothing sure
 _CHUNK = 512
 
 
@@ -66,10 +68,21 @@ def difference(first: Seeds | None, second: Seeds, metric: str, samples: int = 1
     values = values[np.isfinite(values)]
     if not np.isfinite(value) or not len(values):
         return Interval(None, None, None, 0, 0)
-    if len(names) < 2:  # one room says nothing about the next
+    if len(names) < LEAST_ROOMS:
         return Interval(float(value), None, None, int((rooms > 0).sum()), int(np.isfinite(rooms).sum()))
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    wider = _of_few(len(names), confidence)
+    low, high = value + wider * (np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]) - value)
     return Interval(float(value), float(low), float(high), int((rooms > 0).sum()), int(np.isfinite(rooms).sum()))
+
+
+def _of_few(rooms: int, confidence: float) -> float:
+    """By how much an interval of a bootstrap of so many rooms is too narrow: its variance by (n - 1) / n, its tails by those of Student's t.
+
+    Source: Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.5; the quantile of t by Cornish and Fisher's series.
+    """
+    z, free = NormalDist().inv_cdf((1 + confidence) / 2), rooms - 1
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return float(t / z * (rooms / free) ** 0.5)
 
 
 def _number(value: float | None) -> float:

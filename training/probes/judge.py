@@ -57,7 +57,7 @@ def judge(
         views.append((tokens, bare))
     if "correspondence" in wanted:
         _judge_pairs(outcome, data, views, draw[1])
-    _judge_tokens(outcome.tasks["consistency"], views, getattr(source, "head", None))
+    _judge_tokens(outcome.tasks["consistency"], views, getattr(source, "head", None), getattr(source, "temperature", 1.0))
     return outcome
 
 
@@ -189,7 +189,7 @@ def _judge_pairs(outcome: Outcome, data: ProbeData, views: Sequence[tuple[Tokens
             outcome.matches[number] = found
 
 
-def _judge_tokens(tally: Tally, views: Sequence[tuple[Tokens, ProbeFrame]], head: DinoHead | None) -> None:
+def _judge_tokens(tally: Tally, views: Sequence[tuple[Tokens, ProbeFrame]], head: DinoHead | None, temperature: float) -> None:
     """What the test tokens of each room are like."""
     rooms: defaultdict[str, list[tuple[Tokens, ProbeFrame]]] = defaultdict(list)
     for tokens, frame in views:
@@ -202,6 +202,6 @@ def _judge_tokens(tally: Tally, views: Sequence[tuple[Tokens, ProbeFrame]], head
             sums = [consistency.inside_variance(tokens, frame) for tokens, frame in members]
             tally.add(room, "inside_variance", sum(s for s, _ in sums), sum(s for _, s in sums))
         if head is not None:
-            used, entropy = consistency.head_distribution(head, everything)
+            used, entropy = consistency.head_distribution(head, everything, temperature)
             tally.add(room, "head_entropy", consistency.entropy_share(used))
             tally.add(room, "head_entropy_token", entropy / len(everything) / float(np.log(len(used))))

@@ -5,8 +5,9 @@ Loss and cosine do not say whether a model gets better: the cosine falls as it l
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from configs import ConfigError
 from configs.schema import MonitorConfig
-from storage import location
+from storage import codec, location
 from storage.location import join
 from storage.records.frames import DEPTH
 from storage.table import Table
@@ -34,10 +35,11 @@ _PAIRS = 24  # a scene
 class Monitor:
     """A few held-out frames, decoded once.
 
-    config: which, with a dataset. patch: of the backbone; frames are cropped to whole ones. size: (height, width) of the training's images.
+    config: which, with a dataset. patch: of the backbone; frames are cropped to whole ones. size: (height, width) of the training's images;
+    trained: the scenes that it sees.
     """
 
-    def __init__(self, config: MonitorConfig, patch: int, size: tuple[int, int]) -> None:
+    def __init__(self, config: MonitorConfig, patch: int, size: tuple[int, int], trained: Collection[str] = ()) -> None:
         assert config.dataset is not None
         self.config, self.patch = config, patch
         table = Table.open(config.dataset, [config.masks])
@@ -47,6 +49,9 @@ class Monitor:
             if table.frames.has(row, DEPTH):
                 rows[table.frames.scene(row)].append(row)
         scenes = sorted(rows)
+        common = sorted(set(scenes) & set(trained))
+        if common:
+            raise ConfigError(f"monitor.dataset={config.dataset}: the training sees scene {common[0]} too; give a dataset of other scenes")
         if not scenes:
             raise ConfigError(
                 f"monitor.dataset={config.dataset}: no frame has depth, so that views cannot be matched; give another dataset"
@@ -73,6 +78,9 @@ class Monitor:
                     )
                 )
             self.pairs += [Pair(first + a, first + b) for a, b in choose_pairs(self.views[first:], _PAIRS)]
+        # What is judged: figures of other frames are another series.
+        names = [[view.group, view.key] for view in self.views]
+        self.digest = hashlib.sha256(codec.encode_json([names, table.pins()])).hexdigest()[:16]
 
     @torch.inference_mode()
     def judge(self, network: Network, temperature: float, device: torch.device) -> dict[str, float]:
@@ -99,6 +107,8 @@ class Monitor:
             use, _ = consistency.head_distribution(network.head, everything.to(device), temperature)
         finally:
             network.train(training)
+        if not everything.isfinite().all():
+            raise FloatingPointError("the student's tokens are no numbers; lower optimizer.lr")
         errors = np.concatenate([one["error"] for one in found]) if found else np.zeros(0)
         scenes = sorted({view.group for view in self.views})
         ranks = [
@@ -111,7 +121,7 @@ class Monitor:
         return {
             **({"match": float((errors <= 1).mean())} if len(errors) else {}),
             "effective_rank": float(np.mean(ranks)),
-            "inside_variance": float(inside / max(total, 1e-12)),
+            **({"inside_variance": float(inside / total)} if total > 0 else {}),
             "head_entropy": consistency.entropy_share(use),
         }
 
@@ -124,7 +134,7 @@ class Monitor:
 def warnings(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a person should know, a line each: the figure, what it means and what to do. first: what was judged before the first step."""
     found, step = [], now["step"]
-    if now["inside_variance"] < BLUR * first["inside_variance"]:
+    if now.get("inside_variance", 1.0) < BLUR * first.get("inside_variance", 0.0):
         found.append(
             f"step {step}: the variance inside objects fell from {first['inside_variance']:.3f} to {now['inside_variance']:.3f}: the "
             "model blurs; choose supervision.blend=1, a slower teacher or a lower optimizer.lr"
@@ -139,10 +149,16 @@ def warnings(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def write(run: str, judged: dict[str, Any]) -> None:
     """Keeps what was judged at a step."""
-    location.write_bytes(join(run, "monitor", f"step-{judged['step']:09d}.json"), json.dumps(judged, sort_keys=True).encode())
+    location.write_bytes(join(run, "monitor", f"step-{judged['step']:09d}.json"), codec.encode_json(judged))
 
 
 def read(run: str) -> list[dict[str, Any]]:
     """All that was judged of a run, by step."""
     folder = join(run, "monitor")
-    return [json.loads(location.read_bytes(join(folder, name))) for name in sorted(location.list_sizes(folder))]
+    return [codec.decode_json(location.read_bytes(join(folder, name))) for name in sorted(location.list_sizes(folder))]
+
+
+def forget(run: str, step: int, digest: str) -> None:
+    """Takes away what was judged after a step, which the run now comes to on another course, or on other frames."""
+    old = [one["step"] for one in read(run) if one["step"] > step or one["frames"] != digest]
+    location.remove_many([join(run, "monitor", f"step-{number:09d}.json") for number in old])

@@ -32,15 +32,17 @@ def normal_metrics(pred: torch.Tensor, gt: torch.Tensor, valid: torch.Tensor, em
         empty: the scores of an image without a valid pixel; 0 in Probe3D and SnD.
     Returns: float64 [B] for each name of METRICS: degrees, and shares below THRESHOLDS.
     """
-    error = angular_error(pred, gt).masked_fill(~valid, torch.nan).flatten(1)
-    known = valid.flatten(1)
-    count = known.sum(dim=1).double()
+    error = angular_error(pred, gt)
+    wrong = (error.isnan() & valid).flatten(1).any(dim=1)  # a prediction that is no number has no angle: the image has no score
+    error = error.masked_fill(~valid, torch.nan).flatten(1)
+    count = valid.flatten(1).sum(dim=1).double()
     found = {
         "rmse": (error**2).nansum(dim=1).div(count).sqrt(),
         "mean": error.nansum(dim=1) / count,
         "median": error.nanmedian(dim=1).values,
         **{f"d{k}": (error < limit).sum(dim=1) / count for k, limit in enumerate(THRESHOLDS, 1)},
     }
+    found = {name: value.masked_fill(wrong, math.nan) for name, value in found.items()}
     return {name: torch.where(count > 0, value, empty) for name, value in found.items()}
 
 

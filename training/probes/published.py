@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Published(NamedTuple):
@@ -39,6 +40,7 @@ FIGURES: tuple[Published, ...] = (
 )
 
 
-def matching(protocol: str, data: str, task: str) -> list[Published]:
-    """The figures that may stand beside a result; none where the protocol is another."""
-    return [one for one in FIGURES if protocol.partition("@")[0] == PROTOCOL and (one.data, one.task) == (data, task)]
+def matching(record: Mapping[str, Any], task: str) -> list[Published]:
+    """The figures that may stand beside a result: of its data, where its heads were trained by the whole published protocol."""
+    whole = record["protocol"] == PROTOCOL and record["tier"] == "reference" and record["settings"].get("steps") is None
+    return [one for one in FIGURES if whole and (one.data, one.task) == (record["data"]["name"], task)]

@@ -262,6 +262,10 @@ def scheduled(optimisation: Optimisation, step: int, steps: int) -> tuple[float,
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor, rate: float, probe: nn.Module, clip: float | None) -> float:
+    if not torch.isfinite(loss):
+        raise ConfigError(
+            f"the head's loss is {float(loss)} at a learning rate of {rate:.3g}: features without a finite value, or too high a rate"
+        )
     optimiser.param_groups[0]["lr"] = rate
     optimiser.zero_grad()
     loss.backward()

@@ -50,8 +50,8 @@ def supervision_of(dataset: str, *words: str) -> tuple[torch.Tensor, Supervision
 
 
 def test_without_geometry_a_token_is_to_be_what_the_teacher_makes_of_the_students_own_image(tiny: str) -> None:
-    images, control = supervision_of(tiny, "supervision.control=no_geometry")
-    _, splatted = supervision_of(tiny)
+    images, control = supervision_of(tiny, "supervision.control=no_geometry", "supervision.blend=1")
+    _, splatted = supervision_of(tiny, "supervision.blend=1")
     assert torch.equal(control.keep, splatted.keep)
     assert torch.equal(control.tokens, BrightnessTeacher().tokens(images.float() / 255, [0, 0]))
     assert (control.tokens - splatted.tokens).abs().max() > 0.1, "the splat carries other frames' tokens"

@@ -56,7 +56,7 @@ def test_a_result_says_what_was_judged_and_how(output: Path) -> None:
     assert set(depth["rooms"]) == {"barn", "shed"}
     assert len(depth["records"]) == 10
     assert depth["metrics"]["rmse"] == pytest.approx(np.mean([record["rmse"] for record in depth["records"]]))
-    assert depth["intervals"]["rmse"][0] <= depth["metrics"]["rmse"] <= depth["intervals"]["rmse"][1]
+    assert depth["intervals"]["rmse"] == [None, None], "two rooms say too little"
     assert set(found["baselines"]) == {"constant", "position", "colour", "random network", "oracle"}
     assert found["baselines"]["oracle"]["depth"]["metrics"]["rmse"] < 0.5 * found["baselines"]["constant"]["depth"]["metrics"]["rmse"]
 
@@ -82,7 +82,7 @@ def test_a_comparison_pairs_rooms_and_puts_seeds_into_one_row(output: Path, tmp_
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert found["reference"] == "one"
     rmse = found["tasks"]["depth"]["rmse"]
-    assert (rmse["again"]["difference"], rmse["again"]["low"], rmse["again"]["high"], rmse["again"]["better_rooms"]) == (0, 0, 0, 0)
+    assert (rmse["again"]["difference"], rmse["again"]["low"], rmse["again"]["high"], rmse["again"]["better_rooms"]) == (0, None, None, 0)
     values = [read(output, name)["tasks"]["depth"]["metrics"]["rmse"] for name in ("one", "other", "third")]
     rooms = [read(output, name)["tasks"]["depth"]["rooms"] for name in ("one", "other", "third")]
     better = [(other[room]["rmse"][0] + third[room]["rmse"][0]) / 2 < one[room]["rmse"][0] for one, other, third in [rooms] for room in one]
@@ -97,8 +97,8 @@ def test_a_comparison_pairs_rooms_and_puts_seeds_into_one_row(output: Path, tmp_
 
 def test_less_is_better_where_it_is() -> None:
     def record(rmse: float, d1: float) -> dict[str, Any]:
-        rooms = {f"room {n}": {"rmse": [rmse + n, 1], "d1": [d1 - n / 10, 1]} for n in range(3)}
-        metrics = {name: sum(room[name][0] for room in rooms.values()) / 3 for name in ("rmse", "d1")}
+        rooms = {f"room {n}": {"rmse": [rmse + n, 1], "d1": [d1 - n / 10, 1]} for n in range(8)}
+        metrics = {name: sum(room[name][0] for room in rooms.values()) / 8 for name in ("rmse", "d1")}
         return {"tasks": {"depth": {"rooms": rooms, "metrics": metrics}}}
 
     config = load(CompareConfig, ["results=[a,b]", "samples=100"])
@@ -106,7 +106,33 @@ def test_less_is_better_where_it_is() -> None:
     for name, difference in (("rmse", -0.1), ("d1", 0.1)):
         one = found[name]["after"]
         assert one["difference"] == pytest.approx(difference)
-        assert (one["better_rooms"], one["rooms"], one["excludes_zero"]) == (3, 3, True)
+        assert (one["better_rooms"], one["rooms"], one["excludes_zero"]) == (8, 8, True)
+
+
+def test_one_label_holds_seeds_of_one_training_and_each_once(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy.json").write_text((output / "other.json").read_text())
+    with pytest.raises(ConfigError, match=r"two of label 'trained' are of the same weights; give each seed once"):
+        compare(load(CompareConfig, [f"results=[{output}/one.json,{output}/other.json,{tmp_path}/copy.json]"]))
+    for name, config in (("third", {"seed": 1, "steps": 200}), ("longer", {"seed": 2, "steps": 300})):
+        record = json.loads((output / "third.json").read_text())
+        record["model"] |= {"weights_sha256": name, "trained_with": {"config": config}, "step": config["steps"]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"label 'trained' has more than seeds of one training \(.*steps"):
+        compare(load(CompareConfig, [f"results=[{output}/one.json,{tmp_path}/third.json,{tmp_path}/longer.json]"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("tier=cached ridge=1", "ridge=1.0: of tier=closed alone"),
+        ("tier=cached features.class_token=true", "in tier=cached the protocol says them"),
+        ("step=3", "network, step: of a run; give run=URL"),
+        ("base=w.pth", "base: of a run or an export"),
+    ],
+)
+def test_keys_that_would_change_nothing_are_refused(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(EvaluateConfig, ["data.train=a", "data.test=b", "output=c", "name=d", *words.split()])
 
 
 def test_results_of_other_data_or_settings_are_not_compared(output: Path, train_rooms: str, test_rooms: str, tmp_path: Path) -> None:
@@ -119,6 +145,11 @@ def test_results_of_other_data_or_settings_are_not_compared(output: Path, train_
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="all of one label"):
         compare(load(CompareConfig, [f"results=[{output}/other.json,{output}/third.json]"]))
+    other = json.loads((output / "other.json").read_text())
+    other["judged"]["supervision"] = {"operators": "operators"}
+    (tmp_path / "targets.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match=r"were not judged alike \(judged\.supervision"):
+        compare(load(CompareConfig, [f"results=[{output}/one.json,{tmp_path}/targets.json]"]))
     (tmp_path / "broken.json").write_text("[]")
     with pytest.raises(StorageError, match=r"broken\.json: not a result of training/evaluate\.py"):
         compare(load(CompareConfig, [f"results=[{output}/one.json,{tmp_path}/broken.json]"]))

@@ -79,3 +79,13 @@ def test_the_loss_of_the_truth_has_a_finite_gradient(truth: torch.Tensor) -> Non
     assert torch.isfinite(pred.grad).all()
     nothing = angular_loss(pred, truth, torch.zeros(truth.shape[0], *truth.shape[2:], dtype=torch.bool))
     assert nothing == 0
+
+
+def test_a_prediction_that_is_no_number_has_no_score() -> None:
+    gt = torch.zeros(2, 3, 4, 4)
+    gt[:, 2] = -1
+    pred = gt.clone()
+    pred[1, 0, 0, 0] = torch.nan
+    found = normal_metrics(pred, gt, torch.ones(2, 4, 4, dtype=torch.bool), empty=0)
+    assert found["rmse"][0] < 0.1
+    assert all(value[1].isnan() for value in found.values())

@@ -11,7 +11,8 @@ mkdir -p "$out"
 step "1/7 weights to start from"
 # DINOv2's own from the model hub where it answers; else those in a package (see the script); else random ones, from which nothing can be learnt.
 backbone=(backbone.architecture=vit_small_patch14_dinov2)
-if python -c 'import socket; socket.create_connection(("huggingface.co", 443), 5)' 2>/dev/null; then
+fetch='from configs.schema import BackboneConfig; from training.model.weights import load_weights; load_weights(BackboneConfig())'
+if python -c 'import socket; socket.create_connection(("huggingface.co", 443), 5)' 2>/dev/null && timeout 300 python -c "$fetch"; then
     backbone+=(backbone.weights=pretrained)
     called="DINOv2 ViT-S/14"
 elif [ -f "$out/vit_small.safetensors" ] || {
@@ -26,12 +27,12 @@ else
 fi
 echo "$called"
 
-step "2/7 synthetic rooms in the ScanNet++ layout: 8 to train on, 4 held out"
+step "2/7 synthetic rooms in the ScanNet++ layout: 8 to train on, 6 held out"
 python pipeline/make_rooms.py root="$out/rooms" rooms=8 frames=24 scale=0.25 val=0 walk_step=3 seed=0
-python pipeline/make_rooms.py root="$out/held-out-rooms" rooms=4 frames=16 scale=0.25 val=0 walk_step=3 seed=1
+python pipeline/make_rooms.py root="$out/held-out-rooms" rooms=6 frames=16 scale=0.25 val=0 walk_step=3 seed=1
 
 step "3/7 frames, masks, teacher features and an index of windows (Ray)"
-size=(width=336 height=224 frames_per_shard=24 windows.stride=2 source=synthetic-rooms licence=MIT)
+size=(width=336 height=224 windows.stride=2 windows.max_rotation=45 source=synthetic-rooms licence=MIT)
 python pipeline/build_shards.py root="$out/rooms" dataset="$out/dataset" features=context "${size[@]}" "${backbone[@]}"
 python pipeline/build_shards.py root="$out/held-out-rooms" dataset="$out/held-out" features=none "${size[@]}"
 
@@ -57,13 +58,15 @@ done
 [ "$called" = "${called#random}" ] || { echo "Done in $((SECONDS - started)) s, without real weights."; exit 0; }
 step "7/7 judge on the held-out rooms"
 judge() { # NAME KEY=VALUE...
-    python training/evaluate.py data.train="$out/dataset" data.test="$out/held-out" data.frames_per_scene=8 \
+    python training/evaluate.py data.train="$out/dataset" data.test="$out/held-out" data.frames_per_scene=6 \
         output="$out/results" baselines=false pictures=2 name="$@"
 }
-judge teacher "${backbone[@]}" > "$out/teacher.log" &
-judge control run="$out/runs/control" > "$out/control.log" && wait $!
-judge with-blending run="$out/runs/with-blending" > "$out/with-blending.log" &
-judge no-blending run="$out/runs/no-blending" > "$out/no-blending.log" && wait $!
+judge teacher "${backbone[@]}" > "$out/teacher.log" & first=$!
+judge control run="$out/runs/control" > "$out/control.log"
+wait $first
+judge with-blending run="$out/runs/with-blending" > "$out/with-blending.log" & first=$!
+judge no-blending run="$out/runs/no-blending" > "$out/no-blending.log"
+wait $first
 results=$(printf "$out/results/%s.json," teacher with-blending no-blending control)
 python training/compare.py results="[${results%,}]" output="$out/results"
 

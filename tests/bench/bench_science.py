@@ -37,6 +37,7 @@ VARIANTS = {
     "shuffle": ["supervision.blend=1", "supervision.control=shuffle"],
 }
 SEEDS = (0, 1, 2)
+STEPS = 200  # of the recipe
 
 
 def command(script: str, *words: str) -> list[str]:
@@ -46,48 +47,27 @@ def command(script: str, *words: str) -> list[str]:
 def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
     """What is to be done, in order: its name, a path that is there once it is done, and the command, which goes on from where it was."""
     backbone = [f"backbone.architecture={ARCHITECTURE}", f"backbone.weights={weights}"]
-    small = ["width=336", "height=224", "source=synthetic-rooms", "licence=MIT", "ray.workers=1"]
+    small = ["width=336", "height=224", "source=synthetic-rooms", "licence=MIT", "windows.max_rotation=45", "ray.workers=1"]
     for split, (rooms, seed) in ROOMS.items():
         raw = folder / f"rooms-{split}"
-        yield (
-            f"rooms-{split}",
-            raw / "splits",
-            command(
-                "pipeline/make_rooms.py",
-                f"root={raw}",
-                f"rooms={rooms}",
-                f"seed={seed}",
-                "frames=32",
-                "val=0",
-                "walk_step=3",
-                "ray.workers=1",
-            ),
-        )
+        words = [f"root={raw}", f"rooms={rooms}", f"seed={seed}", "frames=32", "val=0", "walk_step=3", "ray.workers=1"]
+        yield f"rooms-{split}", raw / "splits", command("pipeline/make_rooms.py", *words)
     test = folder / "test"
-    yield (
-        "test",
-        test / "windows",
-        command("pipeline/build_shards.py", f"root={folder}/rooms-test", f"dataset={test}", "features=none", *small),
-    )
+    words = [f"root={folder}/rooms-test", f"dataset={test}", "features=none", *small]
+    yield "test", test / "windows" / "current.json", command("pipeline/build_shards.py", *words)
     for teacher, blocks in TEACHERS.items():
         dataset = folder / f"train-{teacher}"
-        yield f"train-{teacher}", dataset / "windows", command(
-            "pipeline/build_shards.py", f"root={folder}/rooms-train", f"dataset={dataset}", "features=context", *backbone,
-            f"backbone.blocks={blocks}", *small,
-        )  # fmt: skip
-        yield (
-            f"operators-{teacher}",
-            dataset / "operators" / "column.json",
-            command("pipeline/cache_gaussians.py", f"dataset={dataset}", "ray.workers=1"),
-        )
-    for teacher, blocks in TEACHERS.items():
-        for seed in SEEDS:
-            for variant, words in VARIANTS.items():
+        words = [f"root={folder}/rooms-train", f"dataset={dataset}", "features=context", *backbone, f"backbone.blocks={blocks}", *small]
+        yield f"train-{teacher}", dataset / "features" / "current.json", command("pipeline/build_shards.py", *words)
+        words = [f"dataset={dataset}", "operators.targets=5", "ray.workers=1"]
+        yield f"operators-{teacher}", dataset / "operators" / "current.json", command("pipeline/cache_gaussians.py", *words)
+    for seed in SEEDS:
+        for teacher, blocks in TEACHERS.items():
+            for variant, of_variant in VARIANTS.items():
                 run = folder / "runs" / f"{teacher}-{variant}-{seed}"
-                yield run.name, run / "curves.png", command(
-                    "training/train.py", f"dataset={folder}/train-{teacher}", f"output={run}", "experiment=short", *backbone,
-                    f"backbone.blocks={blocks}", f"seed={seed}", "loader.workers=0", *words,
-                )  # fmt: skip
+                words = [f"dataset={folder}/train-{teacher}", f"output={run}", "experiment=short", f"steps={STEPS}", *backbone,
+                         f"backbone.blocks={blocks}", f"seed={seed}", "loader.workers=0", *of_variant]  # fmt: skip
+                yield run.name, run / "checkpoints" / f"step-{STEPS:09d}.pt", command("training/train.py", *words)
     models = {}
     for teacher, blocks in TEACHERS.items():
         models[f"{teacher}-teacher"] = [f"label={teacher}-teacher", *backbone, f"backbone.blocks={blocks}"]

@@ -76,7 +76,7 @@ def difference(first: Seeds | None, second: Seeds, metric: str, samples: int = 1
 
 
 def _of_few(rooms: int, confidence: float) -> float:
-    """By how much an interval of a bootstrap of so many rooms is too narrow: its variance by (n - 1) / n, its tails by those of Student's t.
+    """By how much a bootstrap of so many rooms is too narrow: its variance by (n - 1) / n, its tails by those of Student's t.
 
     Source: Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 3.5; the quantile of t by Cornish and Fisher's series.
     """

@@ -98,13 +98,18 @@ def _labelled_frame(config: Config, entry: _Labelled) -> ProbeFrame:
     with _open(config) as opened:
         try:
             # MATLAB writes the first axis last: [N,3,W,H] and [N,W,H]. A scene's name is a cell: a reference to an array of letters.
+            sizes = tuple(opened[name].shape[:0:-1] for name in ("images", "rawDepths"))
+            if sizes != ((*INDOOR_SIZE, 3), INDOOR_SIZE):
+                raise ValueError(f"images of {sizes[0]} with depth of {sizes[1]}, not 480x640")
             image = np.ascontiguousarray(opened["images"][entry.index].transpose(2, 1, 0))
             depth = np.ascontiguousarray(opened["rawDepths"][entry.index].T.astype(np.float32))
-            scene = "".join(map(chr, opened[opened["scenes"][0, entry.index]][()].ravel()))
+            scene = matlab.read_text(opened, "scenes", (0, entry.index), _LABELLED_REMEDY)
+        except StorageError:
+            raise
         except (OSError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise StorageError(f"{url}: not laid out as NYU's file ({type(error).__name__}: {error}); {_LABELLED_REMEDY}") from error
-    if image.dtype != np.uint8 or image.shape != (*INDOOR_SIZE, 3) or depth.shape != INDOOR_SIZE:
-        raise StorageError(f"{url}: {image.dtype} {image.shape} with depth {depth.shape}, not 480x640; {_LABELLED_REMEDY}")
+    if image.dtype != np.uint8:
+        raise StorageError(f"{url}: pixels are {image.dtype}, not uint8; {_LABELLED_REMEDY}")
     files.check_depth(url, depth, DEPTH_RANGE)
     return ProbeFrame(entry.key, scene, image, depth=depth)
 

@@ -56,6 +56,10 @@ class _Entry:
     K: np.ndarray
     c2w: np.ndarray
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.image, self.depth
+
 
 def make(config: Config) -> ListedData:
     return ListedData(

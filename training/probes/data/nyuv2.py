@@ -8,7 +8,7 @@ of the sensor as it came, 0 where it saw nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,11 @@ class Config:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """One frame of the labelled file. index: from 0."""
+    """One frame of the labelled file. index: from 0; urls: of that file."""
 
     key: str
     index: int
+    urls: tuple[str, ...]
 
 
 def make(config: Config) -> ListedData:
@@ -74,8 +75,12 @@ def _lists(config: Config) -> Listing:
 
 
 def _class13(config: Config) -> Listing:
+    # Each folder may number its files from 1: a name can stand for two images.
     train, test = (
-        label_folders(config.root, images, labels, ".png", photos=True)
+        [
+            replace(frame, key=f"{images}/{frame.key}", group=f"{images}/{frame.group}")
+            for frame in label_folders(config.root, images, labels, ".png", photos=True)
+        ]
         for images, labels in (("nyu_train_rgb", "nyuv2_train_class13"), ("nyu_test_rgb", "nyuv2_test_class13"))
     )
     return Listing(train, test)
@@ -89,7 +94,9 @@ def _labelled(config: Config) -> Listing:
     for index in (*train, *test):
         if not 0 <= index < count:
             raise StorageError(f"{files.at(config.root, SPLITS)}: image {index + 1} of {count}; {_LABELLED_REMEDY}")
-    entries = [[_Labelled(f"{index + 1:04d}", int(index)) for index in split] for split in (train, test)]
+    entries = [
+        [_Labelled(f"{index + 1:04d}", int(index), (files.at(config.root, LABELLED),)) for index in split] for split in (train, test)
+    ]
     return Listing(entries[0], entries[1])
 
 

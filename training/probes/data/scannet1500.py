@@ -41,6 +41,10 @@ class _Entry:
     pose: str
     K: np.ndarray
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.image, self.depth, self.pose
+
 
 def make(config: Config) -> ListedData:
     return ListedData("scannet1500", config, lambda: _listing(config.root), _frame, frozenset({"correspondence"}), depth_range=DEPTH_RANGE)

@@ -69,6 +69,10 @@ class _Entry:
     pair: Rectified
     is_right: bool
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.pair.right if self.is_right else self.pair.left, self.pair.disparity
+
 
 def make(config: Config) -> ListedData:
     depth_range = (0.001, config.farthest)

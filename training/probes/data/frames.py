@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
+
+import numpy as np
 
 from configs.errors import ConfigError
 from configs.fields import plain
@@ -22,11 +26,15 @@ _REMEDY = "give the folder of the data as root, laid out as its reader in traini
 
 @dataclass(frozen=True)
 class Listing:
-    """What frames of both splits are decoded from, each with a `key` and the `urls` of its files, and the pairs of test frames."""
+    """What frames of both splits are decoded from, each with a `key` and the `urls` of its files, and the pairs of test frames.
+
+    annotations: URLs of small files that say more of the frames than the lists of their names, such as cameras.
+    """
 
     train: Sequence[Any] = ()
     test: Sequence[Any] = ()
     pairs: Sequence[Pair] = ()
+    annotations: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -153,12 +161,31 @@ class ListedData:
     def pairs(self) -> Sequence[Pair]:
         return self.listed.pairs
 
+    @cached_property
+    def _content(self) -> str:
+        """SHA-256 of the sizes of all files, by frame, of the annotations and of the points of pairs: other data get another one.
+
+        Sizes, since the bytes of a whole dataset take too long to read.
+        """
+        listed = self.listed
+        entries = {(split, entry.key): entry.urls for split in ("train", "test") for entry in getattr(listed, split)}
+        urls = sorted({url for found in entries.values() for url in found})
+        sizes = dict(zip(urls, files.sizes(urls, self.config.root), strict=True))
+        content = hashlib.sha256(json.dumps(sorted((*name, *(sizes[url] for url in found)) for name, found in entries.items())).encode())
+        for url in listed.annotations:
+            content.update(hashlib.sha256(files.read(url, _REMEDY)).digest())
+        for pair in listed.pairs:
+            content.update(b"" if pair.points is None else np.asarray(pair.points, "<f8").tobytes())
+        return content.hexdigest()
+
     def describe(self) -> Mapping[str, Any]:
         listed = self.listed
         keys = {split: [entry.key for entry in getattr(listed, split)] for split in ("train", "test")}
         return {
             "name": self.name,
             "config": plain(self.config),
+            "classes": list(self.classes),
+            "content": self._content,
             "counts": {**{split: len(found) for split, found in keys.items()}, "pairs": len(listed.pairs)},
             "frames": keys,
             "pairs": [[keys["test"][pair.first], keys["test"][pair.second]] for pair in listed.pairs],

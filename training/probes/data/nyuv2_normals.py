@@ -69,7 +69,7 @@ class _Reader:
         index = self._index()
         arrays = tuple(self._array_url(name) for name in ARRAYS)
         test = [_Entry(f"{n:04d}", index["scene_types"][n], arrays, n) for n in index["test_indices"]]
-        return Listing(train, test)
+        return Listing(train, test, annotations=(location.join(self.root, "test", INDEX),))
 
     def _index(self) -> Mapping[str, Any]:
         url, remedy = location.join(self.root, "test", INDEX), f"convert the pickle of the test set: {CONVERT}"

@@ -55,7 +55,8 @@ def _listing(root: str) -> Listing:
     rows = files.read_arrays(url, _REMEDY).get("name")
     if rows is None or rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iu":
         raise StorageError(f"{url}: has no array 'name' of rows (room, sequence, frame, frame); {_REMEDY}")
-    intrinsics = files.read_arrays(location.join(root, "intrinsics.npz"), _REMEDY)
+    cameras = location.join(root, "intrinsics.npz")
+    intrinsics = files.read_arrays(cameras, _REMEDY)
     entries: dict[tuple[str, int], int] = {}
     test: list[_Entry] = []
     pairs = []
@@ -67,7 +68,7 @@ def _listing(root: str) -> Listing:
                 test.append(_entry(root, scene, frame, intrinsics))
         pairs.append(Pair(entries[scene, first], entries[scene, second]))
     files.check_present((path for entry in test for path in (entry.image, entry.depth, entry.pose)), root, url)
-    return Listing(test=test, pairs=pairs)
+    return Listing(test=test, pairs=pairs, annotations=(cameras,))
 
 
 def _entry(root: str, scene: str, frame: int, intrinsics: Mapping[str, np.ndarray]) -> _Entry:

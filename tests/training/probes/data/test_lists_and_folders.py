@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def test_what_was_read_is_written_out(nyu: tuple[Path, dict[str, Any]]) -> None:
     assert said["frames"] == {"train": ["bedroom_0001/rgb_00003", "kitchen_0028b/rgb_00045"], "test": ["office_0002/rgb_00007"]}
     assert said["counts"] == {"train": 2, "test": 1, "pairs": 0}
     assert said["config"]["part"] == "depth"
+    assert said == nyuv2.make(nyuv2.Config(root=str(nyu[0]))).describe()
+    json.dumps(said)
 
 
 def test_frames_are_decoded_when_they_are_asked_for(nyu: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +219,27 @@ def test_equal_names_in_both_label_folders_of_nyu_are_two_frames(tmp_path: Path)
     assert data.describe()["frames"] == {"train": ["nyu_train_rgb/0001"], "test": ["nyu_test_rgb/0001"]}
 
 
+@pytest.mark.parametrize("path", ["a/x.jpg", "a/x.png", "b/x.jpg", "b/x.png"])
+def test_another_file_under_the_same_name_is_other_data(tmp_path: Path, path: str) -> None:
+    """Results of both would else be compared as if they were of the same data."""
+    config = small_list(tmp_path)
+    before = scannetpp_probe.make(config).describe()
+    with open(tmp_path / path, "ab") as stream:
+        stream.write(b"x")
+    after = scannetpp_probe.make(config).describe()
+    assert {name for name in before if before[name] != after[name]} == {"content"}
+
+
+def test_files_that_change_places_are_other_data(tmp_path: Path) -> None:
+    config = small_list(tmp_path)
+    with open(tmp_path / "a/x.png", "ab") as stream:
+        stream.write(b"x")
+    before = scannetpp_probe.make(config).describe()
+    for old, new in (("a/x.png", "c.png"), ("b/x.png", "a/x.png"), ("c.png", "b/x.png")):
+        os.rename(tmp_path / old, tmp_path / new)
+    assert before["content"] != scannetpp_probe.make(config).describe()["content"]
+
+
 def test_lists_and_folders_are_read_from_an_object_store(tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     try:
@@ -225,6 +249,8 @@ def test_lists_and_folders_are_read_from_an_object_store(tmp_path: Path) -> None
         config = scannetpp_probe.Config(root="memory://probe-data/lists")
         np.testing.assert_array_equal(all_frames(config)[0].depth, millimetres(1, 20, 30)[1])
         np.testing.assert_array_equal(ade20k.make(ade20k.Config(root="memory://probe-data/ade")).frames("test")[0].image, image)
+        local = scannetpp_probe.Config(root=str(tmp_path / "lists"))
+        assert scannetpp_probe.make(config).describe()["content"] == scannetpp_probe.make(local).describe()["content"]
         store.rm("/probe-data/lists/a/x.png")
         with pytest.raises(StorageError) as refused:
             all_frames(config)
@@ -383,6 +409,14 @@ def test_a_label_out_of_range_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(StorageError) as refused:
         data.frames("test")[0]
     one_line(refused.value, "a1.png", f"label {count + 1}", f"1..{count}")
+
+
+def test_labels_and_their_classes_are_part_of_what_is_written_out(tmp_path: Path) -> None:
+    before = write_folders(tmp_path, "ade20k")[0].describe()
+    assert before["classes"] == list(ADE150)
+    with open(tmp_path / "annotations/validation/scene0707_01/a1.png", "ab") as stream:
+        stream.write(b"x")
+    assert before["content"] != ade20k.make(ade20k.Config(root=str(tmp_path))).describe()["content"]
 
 
 def test_labels_of_another_kind_are_refused(tmp_path: Path) -> None:

@@ -128,6 +128,14 @@ def test_the_labelled_file_gives_its_arrays(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame.depth, depths[index])
     assert [frame.group for frame in data.frames("train")] == ["office_0001", "office_0001"]
     assert (data.tasks, data.depth_crop) == ({"depth"}, "indoor")
+    before = data.describe()["content"]
+    with open(tmp_path / nyuv2.LABELLED, "ab") as stream:
+        stream.write(b"x")
+    assert nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).describe()["content"] != before
+    (tmp_path / nyuv2.SPLITS).write_bytes(mat_level5({"trainNdxs": np.array([[2.0], [1.0]]), "testNdxs": np.array([[1.0]])}))
+    with pytest.raises(StorageError) as refused:
+        nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).frames("test")
+    one_line(refused.value, nyuv2.LABELLED, "frame 0001", "take it out")
 
 
 @pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed (extra: evaluation)")

@@ -3,6 +3,9 @@
 `test.npz` (`name`: rows of room, sequence, frame, frame), `intrinsics.npz` (a 3x3 K for each scene, of 640x480 pixels), and
 `sceneRRRR_SS/{color/N.jpg,depth/N.png,pose/N.txt}`: depth in mm, pose from camera to world. Colour images are brought to the size of their
 depth, bilinearly.
+
+K is used as published, though ScanNet seems to count pixel centres at whole numbers and `ProbeFrame.K` at +0.5: the published protocol
+back-projects points at +0.5 with it unchanged, and figures that are compared must do the same.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def test_another_file_under_the_same_name_is_other_data(tmp_path: Path, path: st
     assert {name for name in before if before[name] != after[name]} == {"content"}
 
 
-def test_files_that_change_places_are_other_data(tmp_path: Path) -> None:
+def test_files_that_swap_names_are_other_data(tmp_path: Path) -> None:
     config = small_list(tmp_path)
     with open(tmp_path / "a/x.png", "ab") as stream:
         stream.write(b"x")

@@ -137,7 +137,7 @@ def render(room: Room, c2w: np.ndarray, height: int, width: int, key: str = "vie
 
 
 def walk_views(room: Room, count: int, height: int, width: int) -> list[View]:
-    """Views from random places at the height of eyes."""
+    """Views from random positions at the height of eyes."""
     rng = np.random.default_rng([room.seed, 2])
     views = []
     for n in range(count):
@@ -251,7 +251,7 @@ def _hit_ball(solid: Solid, eye: np.ndarray, rays: np.ndarray) -> tuple[np.ndarr
 
 
 def _paint(room: Room, xyz: np.ndarray, normals: np.ndarray, instances: np.ndarray) -> np.ndarray:
-    """A colour an object, times noise that belongs to the place, times a fixed light: the same from every view."""
+    """A colour an object, times noise that belongs to the point, times a fixed light: the same from every view."""
     colours = np.random.default_rng([room.seed, 4]).uniform(70, 235, (room.instances + 1, 3))
     noise = 0.7 + 0.4 * _noise(xyz * 3.0, room.seed) + 0.2 * _noise(xyz * 9.0, room.seed + 1)
     light = 0.55 + 0.45 * np.abs(normals @ _LIGHT / np.linalg.norm(_LIGHT))

@@ -88,7 +88,7 @@ def test_what_knows_nothing_scores_like_a_constant(scores: dict) -> None:
     assert abs(scores["random"]["segmentation"]["mIoU"] - scores["constant"]["segmentation"]["mIoU"]) < 0.015
 
 
-def test_the_truth_of_other_frames_is_no_better_than_the_place_on_the_image(scores: dict) -> None:
+def test_the_truth_of_other_frames_is_no_better_than_the_position_on_the_image(scores: dict) -> None:
     assert scores["shuffled"]["depth"]["rmse"] > 0.95 * scores["position"]["depth"]["rmse"]
     assert scores["shuffled"]["normals"]["mean"] > 0.95 * scores["position"]["normals"]["mean"]
     assert scores["shuffled"]["segmentation"]["mIoU"] < scores["position"]["segmentation"]["mIoU"] + 0.02

@@ -93,7 +93,7 @@ def test_the_angle_is_that_between_the_rays(views: list[View]) -> None:
         assert reproject(views[0].frame, view.frame, np.array([[84.5, 63.5]])).angle[0] == pytest.approx(angle, rel=1e-4)
 
 
-def test_given_points_take_the_place_of_depth() -> None:
+def test_given_points_are_used_instead_of_depth() -> None:
     """Four tokens a view, each with a feature of its own; the second view has them the other way round."""
     features = torch.eye(4).reshape(1, 4, 2, 2)
     frame = ProbeFrame("a", "r", np.zeros((4, 4, 3), np.uint8))

@@ -68,5 +68,6 @@ class ProbeData(Protocol):
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """What decides about the result, as plain JSON values: the configuration, counts, and the keys of all frames and pairs."""
+        """What decides about the result, as plain JSON values: the configuration, counts, the keys of all frames and pairs, and
+        what tells other files under the same names from these."""
         ...

@@ -74,6 +74,18 @@ def check_present(urls: Iterable[str], root: str, named_by: str) -> None:
         raise StorageError(f"{missing}: not found, but {named_by} names it; fetch the rest of the data or correct the list")
 
 
+def sizes(urls: Sequence[str], root: str) -> list[int]:
+    """Bytes of each file. All of them lie below `root`."""
+    paths, folder = [url[len(root.rstrip("/")) + 1 :] for url in urls], location.local_path(root)
+    try:
+        if folder is not None:
+            return [os.stat(os.path.join(folder, path)).st_size for path in paths]
+        there = location.find_sizes(root)
+        return [there[path] for path in paths]
+    except (OSError, KeyError) as error:
+        raise StorageError(f"{root}: a file that was listed is no longer there ({error}); fetch the rest of the data") from error
+
+
 def read(url: str, remedy: str) -> bytes:
     """Raises StorageError with the remedy where there is no such file."""
     try:

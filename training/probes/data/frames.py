@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
+
+import numpy as np
 
 from configs.errors import ConfigError
 from configs.fields import plain
@@ -22,11 +26,15 @@ _REMEDY = "give the folder of the data as root, laid out as its reader in traini
 
 @dataclass(frozen=True)
 class Listing:
-    """What frames of both splits are decoded from, each with a `key`, and the pairs of test frames."""
+    """What frames of both splits are decoded from, each with a `key` and the `urls` of its files, and the pairs of test frames.
+
+    annotations: URLs of small files that say more of the frames than the lists of their names, such as cameras.
+    """
 
     train: Sequence[Any] = ()
     test: Sequence[Any] = ()
     pairs: Sequence[Pair] = ()
+    annotations: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,10 @@ class FrameFiles:
     image: str
     depth: str | None = None
     labels: str | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(url for url in (self.image, self.depth, self.labels) if url is not None)
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,7 @@ class Decoder:
     kitti_crop: bool = False
 
     def __call__(self, entry: FrameFiles) -> ProbeFrame:
-        urls = [url for url in (entry.image, entry.depth, entry.labels) if url is not None]
-        data = dict(zip(urls, location.read_many(urls), strict=True))
+        data = dict(zip(entry.urls, location.read_many(entry.urls), strict=True))
         image = files.decode_rgb(entry.image, data[entry.image])
         if self.size is not None and image.shape[:2] != self.size:
             height, width = self.size
@@ -105,7 +116,8 @@ class LazyFrames(Sequence[ProbeFrame]):
 class ListedData:
     """A `ProbeData` of frames that lists name. The lists are read and checked once, when they are first needed.
 
-    listing: reads them; decode: makes a frame of an entry.
+    listing: reads them; decode: makes a frame of an entry; scene: pattern of a scene's name, where the official splits share no scene:
+    groups that match it must not be in both. Without it only frames must not: those splits of NYU have rooms in common.
     """
 
     name: str
@@ -116,6 +128,7 @@ class ListedData:
     classes: tuple[str, ...] = ()
     depth_range: tuple[float, float] = (0.001, 10.0)
     depth_crop: str | None = None
+    scene: str | None = None
 
     @cached_property
     def listed(self) -> Listing:
@@ -128,7 +141,17 @@ class ListedData:
                 seen.add(entry.key)
         if not found.test:
             raise StorageError(f"{self.config.root}: no test frames found; {_REMEDY}")
+        self._check_apart(found)
         return found
+
+    def _check_apart(self, found: Listing) -> None:
+        """Raises StorageError where a head would be judged on what it was trained on."""
+        keys = {entry.key for entry in found.train}
+        scenes = {entry.group for entry in found.train if re.fullmatch(self.scene, entry.group)} if self.scene else set()
+        for entry in found.test:
+            shared = f"frame {entry.key}" if entry.key in keys else f"scene {entry.group}" if scenes and entry.group in scenes else None
+            if shared:
+                raise StorageError(f"{entry.urls[0]}: {shared} is in the train and in the test split; take it out of the train split")
 
     def frames(self, split: str) -> LazyFrames:
         if split not in ("train", "test"):
@@ -138,12 +161,31 @@ class ListedData:
     def pairs(self) -> Sequence[Pair]:
         return self.listed.pairs
 
+    @cached_property
+    def _content(self) -> str:
+        """SHA-256 of the sizes of all files, by frame, of the annotations and of the points of pairs: other data get another one.
+
+        Sizes, since the bytes of a whole dataset take too long to read.
+        """
+        listed = self.listed
+        entries = {(split, entry.key): entry.urls for split in ("train", "test") for entry in getattr(listed, split)}
+        urls = sorted({url for found in entries.values() for url in found})
+        sizes = dict(zip(urls, files.sizes(urls, self.config.root), strict=True))
+        content = hashlib.sha256(json.dumps(sorted((*name, *(sizes[url] for url in found)) for name, found in entries.items())).encode())
+        for url in listed.annotations:
+            content.update(hashlib.sha256(files.read(url, _REMEDY)).digest())
+        for pair in listed.pairs:
+            content.update(b"" if pair.points is None else np.asarray(pair.points, "<f8").tobytes())
+        return content.hexdigest()
+
     def describe(self) -> Mapping[str, Any]:
         listed = self.listed
         keys = {split: [entry.key for entry in getattr(listed, split)] for split in ("train", "test")}
         return {
             "name": self.name,
             "config": plain(self.config),
+            "classes": list(self.classes),
+            "content": self._content,
             "counts": {**{split: len(found) for split, found in keys.items()}, "pairs": len(listed.pairs)},
             "frames": keys,
             "pairs": [[keys["test"][pair.first], keys["test"][pair.second]] for pair in listed.pairs],

@@ -19,6 +19,7 @@ _CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13
 _MATRIX, _COMPRESSED = 14, 15
 _COMPLEX = 0x0800
 _MOST_BYTES = 1 << 28  # that a compressed element may hold; GeoNet's frames have 17 MB
+_MOST_LETTERS = 1000  # of a text in a cell; the names of NYU's scenes have 30
 
 
 def read_level5(url: str, names: tuple[str, ...], remedy: str) -> dict[str, np.ndarray]:
@@ -80,8 +81,29 @@ def open_hdf5(path: str, names: tuple[str, ...], needed_by: str) -> Any:
     except OSError as error:
         raise StorageError(f"{path}: no HDF5 file, which MATLAB's v7.3 files are ({error}); fetch it again") from error
     for name in names:
-        own = name in opened and isinstance(opened.get(name, getlink=True), h5py.HardLink)
-        if not own or not isinstance(opened[name], h5py.Dataset) or opened[name].external or opened[name].is_virtual:
+        linked_here = name in opened and isinstance(opened.get(name, getlink=True), h5py.HardLink)
+        if not linked_here or not _holds_its_data(opened[name]):
             opened.close()
             raise StorageError(f"{path}: has no data set {name!r} of its own; is it nyu_depth_v2_labeled.mat?")
     return opened
+
+
+def read_text(opened: Any, cells: str, index: tuple[int, ...], remedy: str) -> str:
+    """The text that a cell of the data set `cells` refers to, in an h5py file from `open_hdf5`.
+
+    Raises StorageError for what is no reference to a short array of letters in the file itself: a data set can keep its data in any file.
+    """
+    h5py = files.optional_package("h5py", cells)
+    reference = opened[cells][index]
+    # What h5py takes for a name instead of a reference could be a link to another file.
+    found = opened[reference] if isinstance(reference, h5py.Reference) and reference else None
+    if found is None or not _holds_its_data(found) or found.dtype.kind != "u" or found.size > _MOST_LETTERS:
+        at = ", ".join(map(str, index))
+        raise StorageError(f"{opened.filename}: {cells}[{at}] refers to no text of up to {_MOST_LETTERS} letters in this file; {remedy}")
+    return "".join(map(chr, found[()].ravel()))
+
+
+def _holds_its_data(found: Any) -> bool:
+    """Whether an object of an open file is a data set whose data lie in that file."""
+    h5py = files.optional_package("h5py", "HDF5")
+    return isinstance(found, h5py.Dataset) and not found.external and not found.is_virtual

@@ -56,6 +56,10 @@ class _Entry:
     K: np.ndarray
     c2w: np.ndarray
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.image, self.depth
+
 
 def make(config: Config) -> ListedData:
     return ListedData(
@@ -88,13 +92,16 @@ def _listing(config: Config) -> Listing:
             near = near[near != first]
             if near.size:
                 pairs.append(Pair(test_index(first), test_index(int(draw.choice(near)))))
-    return Listing(test=test, pairs=pairs)
+    return Listing(test=test, pairs=pairs, annotations=[_annotations(config.root, name) for name in objects])
+
+
+def _annotations(root: str, name: str) -> str:
+    return location.join(root, name, "wild_set", "annotations.json")
 
 
 def _object(root: str, name: str) -> list[_Entry]:
     """The wild images of one object, by name."""
-    folder = location.join(root, name, "wild_set")
-    url = location.join(folder, "annotations.json")
+    folder, url = location.join(root, name, "wild_set"), _annotations(root, name)
     found = files.read_json(url, _REMEDY)
     try:
         entries = [_entry(folder, name, url, item) for item in found]

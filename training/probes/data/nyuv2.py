@@ -8,7 +8,7 @@ of the sensor as it came, 0 where it saw nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,11 @@ class Config:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """One frame of the labelled file. index: from 0."""
+    """One frame of the labelled file. index: from 0; urls: of that file."""
 
     key: str
     index: int
+    urls: tuple[str, ...]
 
 
 def make(config: Config) -> ListedData:
@@ -74,8 +75,12 @@ def _lists(config: Config) -> Listing:
 
 
 def _class13(config: Config) -> Listing:
+    # Each folder may number its files from 1: a name can stand for two images.
     train, test = (
-        label_folders(config.root, images, labels, ".png", photos=True)
+        [
+            replace(frame, key=f"{images}/{frame.key}", group=f"{images}/{frame.group}")
+            for frame in label_folders(config.root, images, labels, ".png", photos=True)
+        ]
         for images, labels in (("nyu_train_rgb", "nyuv2_train_class13"), ("nyu_test_rgb", "nyuv2_test_class13"))
     )
     return Listing(train, test)
@@ -89,7 +94,9 @@ def _labelled(config: Config) -> Listing:
     for index in (*train, *test):
         if not 0 <= index < count:
             raise StorageError(f"{files.at(config.root, SPLITS)}: image {index + 1} of {count}; {_LABELLED_REMEDY}")
-    entries = [[_Labelled(f"{index + 1:04d}", int(index)) for index in split] for split in (train, test)]
+    entries = [
+        [_Labelled(f"{index + 1:04d}", int(index), (files.at(config.root, LABELLED),)) for index in split] for split in (train, test)
+    ]
     return Listing(entries[0], entries[1])
 
 
@@ -98,13 +105,18 @@ def _labelled_frame(config: Config, entry: _Labelled) -> ProbeFrame:
     with _open(config) as opened:
         try:
             # MATLAB writes the first axis last: [N,3,W,H] and [N,W,H]. A scene's name is a cell: a reference to an array of letters.
+            sizes = tuple(opened[name].shape[:0:-1] for name in ("images", "rawDepths"))
+            if sizes != ((*INDOOR_SIZE, 3), INDOOR_SIZE):
+                raise ValueError(f"images of {sizes[0]} with depth of {sizes[1]}, not 480x640")
             image = np.ascontiguousarray(opened["images"][entry.index].transpose(2, 1, 0))
             depth = np.ascontiguousarray(opened["rawDepths"][entry.index].T.astype(np.float32))
-            scene = "".join(map(chr, opened[opened["scenes"][0, entry.index]][()].ravel()))
+            scene = matlab.read_text(opened, "scenes", (0, entry.index), _LABELLED_REMEDY)
+        except StorageError:
+            raise
         except (OSError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise StorageError(f"{url}: not laid out as NYU's file ({type(error).__name__}: {error}); {_LABELLED_REMEDY}") from error
-    if image.dtype != np.uint8 or image.shape != (*INDOOR_SIZE, 3) or depth.shape != INDOOR_SIZE:
-        raise StorageError(f"{url}: {image.dtype} {image.shape} with depth {depth.shape}, not 480x640; {_LABELLED_REMEDY}")
+    if image.dtype != np.uint8:
+        raise StorageError(f"{url}: pixels are {image.dtype}, not uint8; {_LABELLED_REMEDY}")
     files.check_depth(url, depth, DEPTH_RANGE)
     return ProbeFrame(entry.key, scene, image, depth=depth)
 

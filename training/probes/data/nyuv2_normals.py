@@ -40,12 +40,12 @@ class Config:
 
 @dataclass(frozen=True)
 class _Entry:
-    """url: of a .mat file; None for a test frame. index: in the arrays of the test set."""
+    """urls: of a .mat file, or of the arrays of the test set. index: in these arrays; None for a .mat file."""
 
     key: str
     group: str
-    url: str | None = None
-    index: int = 0
+    urls: tuple[str, ...]
+    index: int | None = None
 
 
 def make(config: Config) -> ListedData:
@@ -65,10 +65,11 @@ class _Reader:
             raise StorageError(f"{folder}: holds no .mat files; put GeoNet's frames of NYU there")
         if len(names) > max(DROPPED):  # positions mean something in the whole release only
             names = [name for position, name in enumerate(names) if position not in DROPPED]
-        train = [_Entry(name.removesuffix(".mat"), _room(name), location.join(folder, name)) for name in names]
+        train = [_Entry(name.removesuffix(".mat"), _room(name), (location.join(folder, name),)) for name in names]
         index = self._index()
-        test = [_Entry(f"{n:04d}", index["scene_types"][n], index=n) for n in index["test_indices"]]
-        return Listing(train, test)
+        arrays = tuple(self._array_url(name) for name in ARRAYS)
+        test = [_Entry(f"{n:04d}", index["scene_types"][n], arrays, n) for n in index["test_indices"]]
+        return Listing(train, test, annotations=(location.join(self.root, "test", INDEX),))
 
     def _index(self) -> Mapping[str, Any]:
         url, remedy = location.join(self.root, "test", INDEX), f"convert the pickle of the test set: {CONVERT}"
@@ -82,12 +83,15 @@ class _Reader:
             raise StorageError(f"{url}: does not fit the arrays beside it; {remedy}")
         return index
 
+    def _array_url(self, name: str) -> str:
+        return location.join(self.root, "test", f"{name}.npy")
+
     def _arrays(self) -> Mapping[str, np.ndarray]:
         """The arrays of the test set, memory-mapped."""
         if not self._test:
             opened: dict[str, np.ndarray] = {}
             for name, kind in ARRAYS.items():
-                path = files.local_file(location.join(self.root, "test", f"{name}.npy"), f"convert the pickle of the test set: {CONVERT}")
+                path = files.local_file(self._array_url(name), f"convert the pickle of the test set: {CONVERT}")
                 try:
                     opened[name] = np.load(path, mmap_mode="r", allow_pickle=False)
                 except ValueError as error:
@@ -99,7 +103,7 @@ class _Reader:
         return self._test
 
     def frame(self, entry: _Entry) -> ProbeFrame:
-        if entry.url is not None:
+        if entry.index is None:
             return _geonet(entry)
         url = f"{location.join(self.root, 'test')}, image {entry.key}"
         image, depth, normals = (np.array(self._arrays()[name][entry.index]) for name in ("images", "depths", "snorms"))
@@ -107,7 +111,7 @@ class _Reader:
 
 
 def _geonet(entry: _Entry) -> ProbeFrame:
-    url = entry.url or ""
+    url = entry.urls[0]
     arrays = matlab.read_level5(url, ("img", "depth", "norm"), _MAT_REMEDY)
     height, width = INDOOR_SIZE
     for name, channels in (("img", (3,)), ("depth", ()), ("norm", (3,))):

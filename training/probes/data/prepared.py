@@ -55,11 +55,11 @@ class Prepared:
             depth = Decoder(depth_range=self.depth_range, size=self.size)
             return ListedData(
                 self.name, config, lambda: self._depth(config), depth, frozenset({"depth"}),
-                depth_range=self.depth_range, depth_crop=self.depth_crop,
+                depth_range=self.depth_range, depth_crop=self.depth_crop, scene=self.scene,
             )  # fmt: skip
         decode = Decoder(classes=len(self.classes))
         tasks = frozenset({"segmentation"})
-        return ListedData(self.name, config, lambda: self._labels(config), decode, tasks, classes=self.classes)
+        return ListedData(self.name, config, lambda: self._labels(config), decode, tasks, classes=self.classes, scene=self.scene)
 
     def _depth(self, config: Any) -> Listing:
         remedy = "its lists name an image and a depth file a line; see part=segmentation for labels"

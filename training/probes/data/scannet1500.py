@@ -3,6 +3,9 @@
 `test.npz` (`name`: rows of room, sequence, frame, frame), `intrinsics.npz` (a 3x3 K for each scene, of 640x480 pixels), and
 `sceneRRRR_SS/{color/N.jpg,depth/N.png,pose/N.txt}`: depth in mm, pose from camera to world. Colour images are brought to the size of their
 depth, bilinearly.
+
+K is used as published, though ScanNet seems to count pixel centres at whole numbers and `ProbeFrame.K` at +0.5: the published protocol
+back-projects points at +0.5 with it unchanged, and figures that are compared must do the same.
 """
 
 from __future__ import annotations
@@ -41,6 +44,10 @@ class _Entry:
     pose: str
     K: np.ndarray
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.image, self.depth, self.pose
+
 
 def make(config: Config) -> ListedData:
     return ListedData("scannet1500", config, lambda: _listing(config.root), _frame, frozenset({"correspondence"}), depth_range=DEPTH_RANGE)
@@ -51,7 +58,8 @@ def _listing(root: str) -> Listing:
     rows = files.read_arrays(url, _REMEDY).get("name")
     if rows is None or rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iu":
         raise StorageError(f"{url}: has no array 'name' of rows (room, sequence, frame, frame); {_REMEDY}")
-    intrinsics = files.read_arrays(location.join(root, "intrinsics.npz"), _REMEDY)
+    cameras = location.join(root, "intrinsics.npz")
+    intrinsics = files.read_arrays(cameras, _REMEDY)
     entries: dict[tuple[str, int], int] = {}
     test: list[_Entry] = []
     pairs = []
@@ -63,7 +71,7 @@ def _listing(root: str) -> Listing:
                 test.append(_entry(root, scene, frame, intrinsics))
         pairs.append(Pair(entries[scene, first], entries[scene, second]))
     files.check_present((path for entry in test for path in (entry.image, entry.depth, entry.pose)), root, url)
-    return Listing(test=test, pairs=pairs)
+    return Listing(test=test, pairs=pairs, annotations=(cameras,))
 
 
 def _entry(root: str, scene: str, frame: int, intrinsics: Mapping[str, np.ndarray]) -> _Entry:

@@ -69,6 +69,10 @@ class _Entry:
     pair: Rectified
     is_right: bool
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return self.pair.right if self.is_right else self.pair.left, self.pair.disparity
+
 
 def make(config: Config) -> ListedData:
     depth_range = (0.001, config.farthest)
@@ -84,7 +88,7 @@ def _listing(root: str) -> Listing:
     rectified = [_rectified(root, url, item) for item in (found if isinstance(found, list) else [found])]
     test = [_Entry(f"{pair.name}/{side}", pair, side == "right") for pair in rectified for side in ("left", "right")]
     files.check_present((path for pair in rectified for path in (pair.left, pair.right, pair.disparity)), root, url)
-    return Listing(test=test, pairs=[Pair(2 * n, 2 * n + 1) for n in range(len(rectified))])
+    return Listing(test=test, pairs=[Pair(2 * n, 2 * n + 1) for n in range(len(rectified))], annotations=(url,))
 
 
 def _rectified(root: str, url: str, item: Any) -> Rectified:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def test_what_was_read_is_written_out(nyu: tuple[Path, dict[str, Any]]) -> None:
     assert said["frames"] == {"train": ["bedroom_0001/rgb_00003", "kitchen_0028b/rgb_00045"], "test": ["office_0002/rgb_00007"]}
     assert said["counts"] == {"train": 2, "test": 1, "pairs": 0}
     assert said["config"]["part"] == "depth"
+    assert said == nyuv2.make(nyuv2.Config(root=str(nyu[0]))).describe()
+    json.dumps(said)
 
 
 def test_frames_are_decoded_when_they_are_asked_for(nyu: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,17 +90,17 @@ def test_frames_are_decoded_when_they_are_asked_for(nyu: tuple[Path, dict[str, A
 
 def test_a_list_of_the_users_own_lies_anywhere(nyu: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     write_lines(tmp_path / "mine.txt", ["kitchen_0028b/rgb_00045.jpg kitchen_0028b/sync_depth_00045.png"])
-    data = nyuv2.make(nyuv2.Config(root=str(nyu[0]), test_list=str(tmp_path / "mine.txt")))
+    data = nyuv2.make(nyuv2.Config(root=str(nyu[0]), train_list="nyu_test.txt", test_list=str(tmp_path / "mine.txt")))
     assert [frame.key for frame in data.frames("test")] == ["kitchen_0028b/rgb_00045"]
 
 
 def small_list(root: Path, line: str = "a/x.jpg a/x.png") -> scannetpp_probe.Config:
     """A layout of one frame in each split, 20x30."""
-    raw, _ = millimetres(1, 20, 30)
-    write_image(root / "a" / "x.jpg", noise(1, 20, 30, 3))
-    write_image(root / "a" / "x.png", raw)
+    for scene in ("a", "b"):
+        write_image(root / scene / "x.jpg", noise(1, 20, 30, 3))
+        write_image(root / scene / "x.png", millimetres(1, 20, 30)[0])
     write_lines(root / "scannetpp_train.txt", [line])
-    write_lines(root / "scannetpp_val.txt", ["a/x.jpg a/x.png"])
+    write_lines(root / "scannetpp_val.txt", ["b/x.jpg b/x.png"])
     return scannetpp_probe.Config(root=str(root))
 
 
@@ -169,6 +172,74 @@ def test_damage_is_refused_by_name(tmp_path: Path, damage: Any, named: list[str]
     one_line(refused.value, *named)
 
 
+def test_a_frame_of_both_splits_is_refused(tmp_path: Path) -> None:
+    """A head would be judged on what it was trained on."""
+    config = small_list(tmp_path, "a/x.jpg a/x.png")
+    write_lines(tmp_path / "scannetpp_val.txt", ["b/x.jpg b/x.png", "a/x.jpg b/x.png"])
+    with pytest.raises(StorageError) as refused:
+        scannetpp_probe.make(config).frames("test")
+    one_line(refused.value, str(tmp_path / "a/x.jpg"), "frame a/x", "take it out")
+
+
+@pytest.mark.parametrize(("module", "scene"), [(scannetpp_probe, "0a7cc12c0e"), (scannet_probe, "scene0011_01")])
+def test_a_scene_of_both_splits_is_refused(tmp_path: Path, module: Any, scene: str) -> None:
+    lists = ("train_index.txt", "test_index.txt") if module is scannet_probe else ("scannetpp_train.txt", "scannetpp_val.txt")
+    for number, name in enumerate(lists):
+        write_image(tmp_path / f"color/{scene}/{number}.jpg", noise(number, 20, 30, 3))
+        write_image(tmp_path / f"depth/{scene}/{number}.png", millimetres(number, 20, 30)[0])
+        write_lines(tmp_path / name, [f"color/{scene}/{number}.jpg depth/{scene}/{number}.png"])
+    with pytest.raises(StorageError) as refused:
+        module.make(module.Config(root=str(tmp_path))).frames("test")
+    one_line(refused.value, f"{scene}/1.jpg", f"scene {scene}", "take it out")
+
+
+def test_one_folder_of_all_images_is_no_scene_of_both_splits(tmp_path: Path) -> None:
+    """Where no path names a scene, the folder stands in for it."""
+    config = small_list(tmp_path)
+    os.rename(tmp_path / "b/x.jpg", tmp_path / "a/y.jpg")
+    write_lines(tmp_path / "scannetpp_val.txt", ["a/y.jpg b/x.png"])
+    assert [frame.group for frame in all_frames(config)] == ["a", "a"]
+
+
+def test_splits_of_nyu_may_share_rooms(nyu: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The official ones do."""
+    root, _ = nyu
+    write_lines(tmp_path / "train.txt", ["office_0002/rgb_00008.jpg office_0002/sync_depth_00007.png"])
+    if not (root / "office_0002/rgb_00008.jpg").exists():
+        os.link(root / "office_0002/rgb_00007.jpg", root / "office_0002/rgb_00008.jpg")
+    data = nyuv2.make(nyuv2.Config(root=str(root), train_list=str(tmp_path / "train.txt")))
+    assert data.frames("train")[0].group == data.frames("test")[0].group == "office_0002"
+
+
+def test_equal_names_in_both_label_folders_of_nyu_are_two_frames(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_image(tmp_path / f"nyu_{split}_rgb/0001.png", noise(1, *INDOOR, 3))
+        write_image(tmp_path / f"nyuv2_{split}_class13/0001.png", noise(1, *INDOOR, most=14))
+    data = nyuv2.make(nyuv2.Config(root=str(tmp_path), part="segmentation"))
+    assert data.describe()["frames"] == {"train": ["nyu_train_rgb/0001"], "test": ["nyu_test_rgb/0001"]}
+
+
+@pytest.mark.parametrize("path", ["a/x.jpg", "a/x.png", "b/x.jpg", "b/x.png"])
+def test_another_file_under_the_same_name_is_other_data(tmp_path: Path, path: str) -> None:
+    """Results of both would else be compared as if they were of the same data."""
+    config = small_list(tmp_path)
+    before = scannetpp_probe.make(config).describe()
+    with open(tmp_path / path, "ab") as stream:
+        stream.write(b"x")
+    after = scannetpp_probe.make(config).describe()
+    assert {name for name in before if before[name] != after[name]} == {"content"}
+
+
+def test_files_that_swap_names_are_other_data(tmp_path: Path) -> None:
+    config = small_list(tmp_path)
+    with open(tmp_path / "a/x.png", "ab") as stream:
+        stream.write(b"x")
+    before = scannetpp_probe.make(config).describe()
+    for old, new in (("a/x.png", "c.png"), ("b/x.png", "a/x.png"), ("c.png", "b/x.png")):
+        os.rename(tmp_path / old, tmp_path / new)
+    assert before["content"] != scannetpp_probe.make(config).describe()["content"]
+
+
 def test_lists_and_folders_are_read_from_an_object_store(tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     try:
@@ -178,6 +249,8 @@ def test_lists_and_folders_are_read_from_an_object_store(tmp_path: Path) -> None
         config = scannetpp_probe.Config(root="memory://probe-data/lists")
         np.testing.assert_array_equal(all_frames(config)[0].depth, millimetres(1, 20, 30)[1])
         np.testing.assert_array_equal(ade20k.make(ade20k.Config(root="memory://probe-data/ade")).frames("test")[0].image, image)
+        local = scannetpp_probe.Config(root=str(tmp_path / "lists"))
+        assert scannetpp_probe.make(config).describe()["content"] == scannetpp_probe.make(local).describe()["content"]
         store.rm("/probe-data/lists/a/x.png")
         with pytest.raises(StorageError) as refused:
             all_frames(config)
@@ -189,7 +262,7 @@ def test_lists_and_folders_are_read_from_an_object_store(tmp_path: Path) -> None
 def test_a_frame_without_any_depth_is_left_to_the_metric(tmp_path: Path) -> None:
     config = small_list(tmp_path)
     write_image(tmp_path / "a/x.png", np.zeros((20, 30), np.uint16))
-    assert not scannetpp_probe.make(config).frames("test")[0].depth.any()
+    assert not scannetpp_probe.make(config).frames("train")[0].depth.any()
 
 
 def test_a_missing_dataset_and_a_wrong_part_are_refused(tmp_path: Path) -> None:
@@ -216,8 +289,8 @@ def test_the_indoor_crop_needs_its_size(tmp_path: Path) -> None:
     raw, _ = millimetres(1, 968, 1296)
     write_image(tmp_path / "scene0000_00/1.jpg", noise(1, 968, 1296, 3))
     write_image(tmp_path / "scene0000_00/1.png", raw)
-    for name in ("train_index.txt", "test_index.txt"):
-        write_lines(tmp_path / name, ["scene0000_00/1.jpg scene0000_00/1.png"])
+    write_lines(tmp_path / "train_index.txt", [])
+    write_lines(tmp_path / "test_index.txt", ["scene0000_00/1.jpg scene0000_00/1.png"])
     with pytest.raises(StorageError) as refused:
         scannet_probe.make(scannet_probe.Config(root=str(tmp_path))).frames("test")[0]
     one_line(refused.value, "scene0000_00/1.jpg", "968x1296", "480x640")
@@ -228,8 +301,8 @@ def test_scannet_lists(tmp_path: Path, lists: tuple[str, str]) -> None:
     raw, depth = millimetres(1, *INDOOR)
     image = write_image(tmp_path / "color/scene0011_01_000100.jpg", noise(1, *INDOOR, 3))
     write_image(tmp_path / "depth/scene0011_01_000100.png", raw)
-    for name in lists:
-        write_lines(tmp_path / name, ["color/scene0011_01_000100.jpg depth/scene0011_01_000100.png"])
+    write_lines(tmp_path / lists[0], [])
+    write_lines(tmp_path / lists[1], ["color/scene0011_01_000100.jpg depth/scene0011_01_000100.png"])
     data = scannet_probe.make(scannet_probe.Config(root=str(tmp_path)))
     (frame,) = data.frames("test")
     np.testing.assert_array_equal(frame.image, image)
@@ -255,8 +328,10 @@ def test_both_trees_of_kitti(tmp_path: Path, flat: bool) -> None:
         paths = [tmp_path / folder / path.name for folder, path in zip(("images", "depth"), paths, strict=True)]
     write_image(paths[0], image)
     write_image(paths[1], raw)
-    for name in ("kitti_train.txt", "kitti_val.txt") if flat else ("kitti_eigen_train.txt", "kitti_eigen_test.txt"):
-        write_lines(tmp_path / name, [line, f"2011_09_26/{DRIVE}/image_02/data/0000000070.png None 721.5377"])
+    unknown = f"2011_09_26/{DRIVE}/image_02/data/0000000070.png None 721.5377"
+    train, test = ("kitti_train.txt", "kitti_val.txt") if flat else ("kitti_eigen_train.txt", "kitti_eigen_test.txt")
+    write_lines(tmp_path / train, [unknown])
+    write_lines(tmp_path / test, [line, unknown])
     data = kitti.make(kitti.Config(root=str(tmp_path)))
     (frame,) = data.frames("test")
     np.testing.assert_array_equal(frame.image, image[23:, 13 : 13 + 1216])
@@ -267,8 +342,8 @@ def test_both_trees_of_kitti(tmp_path: Path, flat: bool) -> None:
 def write_flat_kitti(root: Path, lines: list[str], shape: tuple[int, int] = (375, 1242), unit: float = 256) -> kitti.Config:
     write_image(root / "images/0000000069.png", noise(1, *shape, 3))
     write_image(root / "depth/0000000069.png", millimetres(1, *shape, unit=unit, farthest=60)[0])
-    for name in ("kitti_train.txt", "kitti_val.txt"):
-        write_lines(root / name, lines)
+    write_lines(root / "kitti_train.txt", [])
+    write_lines(root / "kitti_val.txt", lines)
     return kitti.Config(root=str(root))
 
 
@@ -307,8 +382,8 @@ def write_folders(root: Path, name: str, labels: np.ndarray | None = None) -> tu
         raw = noise(n, *shape, most=len(classes) + 1) if labels is None else labels
         raw = raw.copy()
         raw[0, :3] = (0, 255, len(classes))
-        image = write_image(root / images.format(split) / f"scene0707_00/a{n}{suffix}", noise(n + 9, *shape, 3))
-        write_image(root / annotations.format(split) / f"scene0707_00/a{n}.png", raw)
+        image = write_image(root / images.format(split) / f"scene0707_0{n}/a{n}{suffix}", noise(n + 9, *shape, 3))
+        write_image(root / annotations.format(split) / f"scene0707_0{n}/a{n}.png", raw)
     return module.make(module.Config(root=str(root), **keys)), image, raw
 
 
@@ -336,9 +411,17 @@ def test_a_label_out_of_range_is_refused(tmp_path: Path, name: str) -> None:
     one_line(refused.value, "a1.png", f"label {count + 1}", f"1..{count}")
 
 
+def test_labels_and_their_classes_are_part_of_what_is_written_out(tmp_path: Path) -> None:
+    before = write_folders(tmp_path, "ade20k")[0].describe()
+    assert before["classes"] == list(ADE150)
+    with open(tmp_path / "annotations/validation/scene0707_01/a1.png", "ab") as stream:
+        stream.write(b"x")
+    assert before["content"] != ade20k.make(ade20k.Config(root=str(tmp_path))).describe()["content"]
+
+
 def test_labels_of_another_kind_are_refused(tmp_path: Path) -> None:
     data, _, _ = write_folders(tmp_path, "ade20k")
-    label = tmp_path / "annotations/validation/scene0707_00/a1.png"
+    label = tmp_path / "annotations/validation/scene0707_01/a1.png"
     write_image(label, noise(1, 40, 50, 3))
     with pytest.raises(StorageError) as refused:
         data.frames("test")[0]
@@ -356,7 +439,7 @@ def test_labels_of_another_kind_are_refused(tmp_path: Path) -> None:
 def test_scannet_labels_of_16_bits_are_read_by_value(tmp_path: Path) -> None:
     """ScanNet's own label files have 16 bits; those of raw ids are refused as ids, not cut to 8 bits."""
     data, _, _ = write_folders(tmp_path, "scannet_snd")
-    label = tmp_path / "test/label/scene0707_00/a1.png"
+    label = tmp_path / "test/label/scene0707_01/a1.png"
     raw = noise(3, 40, 50, most=41, dtype=np.uint16)
     write_image(label, raw)
     np.testing.assert_array_equal(data.frames("test")[0].labels, np.where(raw == 0, IGNORED, raw - 1))

@@ -128,6 +128,14 @@ def test_the_labelled_file_gives_its_arrays(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame.depth, depths[index])
     assert [frame.group for frame in data.frames("train")] == ["office_0001", "office_0001"]
     assert (data.tasks, data.depth_crop) == ({"depth"}, "indoor")
+    before = data.describe()["content"]
+    with open(tmp_path / nyuv2.LABELLED, "ab") as stream:
+        stream.write(b"x")
+    assert nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).describe()["content"] != before
+    (tmp_path / nyuv2.SPLITS).write_bytes(mat_level5({"trainNdxs": np.array([[2.0], [1.0]]), "testNdxs": np.array([[1.0]])}))
+    with pytest.raises(StorageError) as refused:
+        nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).frames("test")
+    one_line(refused.value, nyuv2.LABELLED, "frame 0001", "take it out")
 
 
 @pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed (extra: evaluation)")
@@ -152,6 +160,42 @@ def test_a_labelled_file_that_leads_elsewhere_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed (extra: evaluation)")
+@pytest.mark.parametrize("kind", ["external", "virtual", "long", "numbers", "group", "null", "name of a link"])
+def test_a_scene_name_that_leads_elsewhere_is_refused_and_nothing_of_it_is_read(tmp_path: Path, kind: str) -> None:
+    """An object reference can lead to a data set whose bytes lie in any file of the machine."""
+    import h5py
+
+    write_labelled(tmp_path)
+    secret = "secretword"
+    (tmp_path / "secret.txt").write_text(secret)
+    with h5py.File(tmp_path / "secret.h5", "w") as opened:
+        opened["text"] = np.frombuffer(secret.encode(), np.uint8)
+    with h5py.File(tmp_path / nyuv2.LABELLED, "a") as opened:
+        refs = opened["#refs#"]
+        if kind == "external":
+            outside = [(str(tmp_path / "secret.txt"), 0, len(secret))]
+            target = refs.create_dataset("outside", (len(secret),), np.uint8, external=outside)
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((len(secret),), np.uint8)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "text", (len(secret),))
+            target = refs.create_virtual_dataset("outside", layout)
+        elif kind == "long":
+            target = refs.create_dataset("long", (1 << 20,), np.uint8, chunks=(1000,))  # takes no room in the file
+        else:
+            target = refs.create_dataset("numbers", data=np.ones(3)) if kind == "numbers" else refs
+        if kind == "name of a link":
+            refs["outside"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "text")
+            del opened["scenes"]
+            opened["scenes"] = np.array([[b"#refs#/outside"] * 3])
+        else:
+            opened["scenes"][0, 0] = h5py.Reference() if kind == "null" else target.ref
+    with pytest.raises(StorageError) as refused:
+        nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).frames("test")[0]
+    one_line(refused.value, nyuv2.LABELLED, "scenes[0, 0]", "in this file", "root")
+    assert secret not in str(refused.value)
+
+
+@pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed (extra: evaluation)")
 @pytest.mark.parametrize("name", ["images", "rawDepths", "scenes", "unit"])
 def test_a_labelled_file_of_another_shape_is_refused(tmp_path: Path, name: str) -> None:
     import h5py
@@ -163,7 +207,7 @@ def test_a_labelled_file_of_another_shape_is_refused(tmp_path: Path, name: str) 
         opened[changed] = depths.transpose(0, 2, 1) * 1000 if name == "unit" else np.zeros((3, 3))
     with pytest.raises(StorageError) as refused:
         nyuv2.make(nyuv2.Config(root=str(tmp_path), part="labelled")).frames("test")[0]
-    one_line(refused.value, nyuv2.LABELLED, "0001", "unit" if name == "unit" else "root")
+    one_line(refused.value, nyuv2.LABELLED, "scenes[0, 0]" if name == "scenes" else "0001", "unit" if name == "unit" else "root")
 
 
 def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,8 @@ def test_scannet_pairs(tmp_path: Path) -> None:
     said = data.describe()
     assert said["pairs"] == [["scene0707_00/15", "scene0707_00/585"], ["scene0707_00/585", "scene0707_00/60"]]
     json.dumps(said)
+    np.savez(tmp_path / "intrinsics.npz", scene0707_00=K * 1.01)
+    assert scannet1500.make(scannet1500.Config(root=str(tmp_path))).describe()["content"] != said["content"]
 
 
 def test_scannet_colour_images_are_brought_to_their_depth(tmp_path: Path) -> None:
@@ -160,6 +162,8 @@ def test_spair_key_points_are_pixel_centres(tmp_path: Path) -> None:
     assert first.points is not None
     assert first.points.tolist() == [[1.5, 2.5, 59.5, 39.5], [30.5, 20.5, 0.5, 0.5]]
     assert len(data.frames("train")) == 0
+    write_spair(tmp_path, src_kps=[[1, 2], [30, 21]])
+    assert spair71k.make(spair71k.Config(root=str(tmp_path))).describe()["content"] != data.describe()["content"]
 
 
 @pytest.mark.parametrize(
@@ -362,6 +366,9 @@ def test_stereo_depth_is_baseline_times_focal_length_by_disparity(tmp_path: Path
     np.testing.assert_allclose(left.depth, expected, rtol=1e-3 if kind == "png" else 1e-6)
     (pair,) = data.pairs()
     assert (pair.first, pair.second, pair.points) == (0, 1, None)
+    said = data.describe()
+    write_stereo(tmp_path, kind, baseline=0.3)
+    assert stereo.make(stereo.Config(root=str(tmp_path))).describe()["content"] != said["content"]
 
 
 def test_a_disparity_behind_the_cameras_is_unknown(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ python pipeline/inspect_rows.py dataset="$out/dataset" output="$out/pictures" ro
 train() { # NAME KEY=VALUE...
     step "5/7 distil $1 (torchrun, $ranks ranks)"
     torchrun --standalone --nproc-per-node="$ranks" training/train.py dataset="$out/dataset" output="$out/runs/$1" experiment=short \
-        steps=120 monitor.dataset="$out/held-out" "${backbone[@]}" "${@:2}"
+        steps=80 monitor.every=40 monitor.dataset="$out/held-out" "${backbone[@]}" "${@:2}"
 }
 train with-blending supervision.blend=0.5
 train no-blending supervision.blend=1

@@ -44,8 +44,8 @@ def as_here(words: Sequence[str], urls: dict[str, str]) -> list[str]:
     """A command of the README with the URLs of this test, and small."""
     here = []
     for word in words:
-        for there, here in urls.items():
-            word = word.replace(there, here)
+        for there, url in urls.items():
+            word = word.replace(there, url)
         here.append(word)
     return here + [setting for script, settings in SMALL.items() if script in words for setting in settings]
 

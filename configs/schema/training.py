@@ -176,19 +176,19 @@ class LoaderConfig:
 class MonitorConfig:
     """Held-out frames by which a training is judged while it runs: matches between views, effective rank, blur, use of the prototypes."""
 
-    dataset: str | None = None
+    dataset: str | None = key(None, before=None)
     """URL of a dataset of scenes that the training does not see, with depth; null: the training is not judged."""
 
-    every: int = 50
+    every: int = key(50, before=50)
     """Steps from one judgement to the next, from before the first step to after the last. Each takes seconds on a CPU."""
 
-    scenes: int = 2
+    scenes: int = key(2, before=2)
     """So many of its scenes."""
 
-    frames: int = 8
+    frames: int = key(8, before=8)
     """Of each scene, evenly spaced."""
 
-    masks: str = "masks"
+    masks: str = key("masks", before="masks")
     """The column whose ids say which tokens belong to one object."""
 
     def __post_init__(self) -> None:
@@ -238,7 +238,7 @@ class TrainConfig:
 
     loader: LoaderConfig = key(LoaderConfig)
 
-    monitor: MonitorConfig = key(MonitorConfig, before=MonitorConfig())
+    monitor: MonitorConfig = key(MonitorConfig)
 
     checkpoint_every: int = 1000
     """Steps."""

@@ -351,7 +351,7 @@ def test_plain_pickles_come_back_from_every_protocol(protocol: int, order: str) 
         Bomb(getattr, "", "join"),
         Bomb(np.load, "RAN"),
         Bomb(np.frombuffer, b"1234"),
-        Bomb(print, "RAN"),
+        Bomb(exec, "print('RAN')"),
         Bomb(bytearray, 10),
         np.array([Bomb(os.mkdir, "RAN")], object),
         np.zeros(3, [("a", "f4"), ("b", object)]),

@@ -25,6 +25,7 @@ from training.figures import to_png
 from training.probes import pictures, results
 from training.probes.baselines import judge_baselines
 from training.probes.data.base import ProbeData
+from training.probes.data.dataset import evenly
 from training.probes.extractor import NetworkModel, TokenSource, open_model
 from training.probes.intervals import interval
 from training.probes.judge import judge
@@ -62,9 +63,7 @@ def run(config: EvaluateConfig) -> None:
 
 def drawn(data: ProbeData, count: int) -> tuple[list[int], list[int]]:
     """The test frames and the pairs to draw, evenly over all."""
-    numbers = (len(data.frames("test")), len(data.pairs()))
-    frames, pairs = ([int((i + 0.5) * n / count) for i in range(min(n, count))] if n > count else list(range(n)) for n in numbers)
-    return (frames, pairs) if count else ([], [])
+    return evenly(len(data.frames("test")), count), evenly(len(data.pairs()), count)
 
 
 def describe(

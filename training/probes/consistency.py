@@ -15,7 +15,6 @@ from training.probes.geometry import reproject
 from training.probes.grid import token_majority
 from training.probes.matching import token_centres
 
-ANGLES = (0, 15, 30, 60, 180)  # degrees between the rays to one point
 PATCHES = (1, 2)  # distances, in patches, within which a match is right
 
 

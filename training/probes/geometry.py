@@ -9,6 +9,7 @@ import numpy as np
 
 from training.probes.data.base import ProbeFrame
 
+ANGLES = (0, 15, 30, 60, 180)  # degrees between the rays to one point: the bins by which results are told apart
 OCCLUSION = (0.03, 0.01)  # a point is visible where the depth that is seen there is its own, within 3 % and 1 cm
 
 

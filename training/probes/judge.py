@@ -18,6 +18,7 @@ from training.probes.closed import Group, Linear, fit_logistic, fit_ridge
 from training.probes.data.base import ProbeData, ProbeFrame
 from training.probes.depth import depth_metrics, scale_free_metrics, valid_depth
 from training.probes.extractor import Tokens, TokenSource
+from training.probes.geometry import ANGLES
 from training.probes.grid import to_pixels, token_classes, token_depth, token_normals
 from training.probes.normals import normal_metrics
 from training.probes.outcome import Outcome
@@ -178,7 +179,7 @@ def _judge_pairs(outcome: Outcome, data: ProbeData, views: Sequence[tuple[Tokens
             right = error <= limit
             record[f"recall_{limit}"] = float(right.mean())
             tally.add(a.group, f"recall_{limit}", float(right.sum()), count)
-            for low, high in itertools.pairwise(consistency.ANGLES):
+            for low, high in itertools.pairwise(ANGLES):
                 here = (angle >= low) & (angle < high)
                 tally.add(a.group, f"recall_{limit}@{low}-{high}", float(right[here].sum()), int(here.sum()))
         tally.add(a.group, "error_median", float(np.median(error)))

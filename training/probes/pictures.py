@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from training.figures import label_colours
-from training.probes.consistency import ANGLES
 from training.probes.data.base import IGNORED, ProbeData
+from training.probes.geometry import ANGLES
 
 _LINES = 30  # matches drawn a pair
 

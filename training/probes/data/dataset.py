@@ -21,10 +21,9 @@ from storage.location import StorageError
 from storage.records.frames import DEPTH, MASK
 from storage.table import Table
 from training.probes.data.base import IGNORED, Pair, ProbeFrame
-from training.probes.geometry import normals_from_depth, reproject
+from training.probes.geometry import ANGLES, normals_from_depth, reproject
 
 TASKS = ("depth", "normals", "segmentation", "correspondence")
-ANGLES = (0.0, 15.0, 30.0, 60.0, 180.0)  # degrees between the rays to one point: the bins that results are told apart by
 _OVERLAP = (0.2, 0.95)
 _GRID = 8  # pixels from one point to the next that overlap is counted at
 

@@ -21,11 +21,12 @@ from configs.schema import EvaluateConfig
 from configs.schema.probes import PROBE_DATA
 from storage import codec, location
 from storage.location import join
+from training.data import pins
 from training.figures import to_png
 from training.probes import pictures, results
 from training.probes.baselines import judge_baselines
 from training.probes.data.base import ProbeData
-from training.probes.data.dataset import evenly
+from training.probes.data.dataset import DatasetProbes, evenly
 from training.probes.extractor import NetworkModel, TokenSource, open_model
 from training.probes.intervals import interval
 from training.probes.judge import judge
@@ -43,6 +44,7 @@ def run(config: EvaluateConfig) -> None:
     tasks = [task for task in config.tasks if task in data.tasks]
     if not tasks:
         raise ConfigError(f"tasks: data={config.data.name} can judge {', '.join(sorted(data.tasks))} alone")
+    check_unseen(config, data)
     network = open_model(config, device)
     source: TokenSource = network
     if config.supervision.operators is not None:
@@ -59,6 +61,13 @@ def run(config: EvaluateConfig) -> None:
     if config.baselines:
         record["baselines"] = judge_baselines(source, network, data, tasks, config, device)
     write(config, data, record, outcome)
+
+
+def check_unseen(config: EvaluateConfig, data: ProbeData) -> None:
+    """Raises ConfigError where a run is to be judged on the frames that it was trained on."""
+    trained = None if config.run is None else pins.noted(config.run)
+    if trained is not None and isinstance(data, DatasetProbes) and data.test_pins()["frames"] == trained["indexes"]["frames"]:
+        raise ConfigError(f"data.test: {config.run} was trained on these very frames; give a dataset of other scenes")
 
 
 def drawn(data: ProbeData, count: int) -> tuple[list[int], list[int]]:

@@ -40,15 +40,17 @@ def _open(config: TrainConfig, indexes: dict[str, str], withdrawn: list[str]) ->
 def _decide(config: TrainConfig) -> tuple[dict[str, str], list[str]]:
     """The sums that lie with the run, or, where it has no checkpoint yet, those of now; and the scenes to do without."""
     url = join(config.output, "dataset.json")
-    noted = _read(url) if checkpoint.steps(config.output) else None
-    rows = open_rows(config, noted and noted["indexes"])
+    before = noted(config.output) if checkpoint.steps(config.output) else None
+    rows = open_rows(config, before and before["indexes"])
     indexes, withdrawn = rows.pins or {}, sorted(_withdrawn(config, rows))
-    if noted != {"indexes": indexes, "withdrawn": withdrawn}:
+    if before != {"indexes": indexes, "withdrawn": withdrawn}:
         location.write_bytes(url, codec.seal({"indexes": indexes, "withdrawn": withdrawn}))
     return indexes, withdrawn
 
 
-def _read(url: str) -> dict[str, Any] | None:
+def noted(run: str) -> dict[str, Any] | None:
+    """What a run began with: `indexes`, the sum of each column's; `withdrawn`, the scenes to do without. None: it never began."""
+    url = join(run, "dataset.json")
     try:
         return codec.unseal(location.read_bytes(url))
     except NotFound:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from training.model.head import DinoHead
-from training.probes.data.base import Pair, ProbeFrame
+from training.probes.data.base import ProbeFrame
 from training.probes.extractor import Tokens
 from training.probes.geometry import reproject
 from training.probes.grid import token_majority
@@ -18,24 +18,24 @@ from training.probes.matching import token_centres
 PATCHES = (1, 2)  # distances, in patches, within which a match is right
 
 
-def match(first: Tokens, second: Tokens, frames: tuple[ProbeFrame, ProbeFrame], pair: Pair) -> dict[str, Any]:
+def match(first: Tokens, second: Tokens, frames: tuple[ProbeFrame, ProbeFrame], points: np.ndarray | None = None) -> dict[str, Any]:
     """Matches every token of the first view whose point is visible in the second with its nearest token there, by cosine.
 
     The point is that at the token's middle; it must have depth at both ends and be no more than 3 % and 1 cm behind what is seen there.
-    Where the pair brings points of its own, these replace the tokens' middles.
+    Where points are given, as a `Pair` has them, these replace the tokens' middles.
 
     Returns:
         By point: error (patches between the match and the truth), angle (degrees between the rays; NaN where points were given), rank
         (share of the second's tokens that are more similar than the true one; half of the equal ones count), cosine (to that
         one); for all: background (mean cosine of all pairs of tokens); and for pictures `from`, `to`, `matched` (pixels).
     """
-    if pair.points is None:
+    if points is None:
         pixels = token_centres(first.map).double().numpy()[first.keep.flatten().numpy()]
         seen = reproject(*frames, pixels)
         truth, visible, angle = seen.pixels, seen.visible, seen.angle
         queries = first.map.patch[0][:, first.keep].T
     else:
-        pixels, truth = pair.points[:, :2], pair.points[:, 2:]
+        pixels, truth = points[:, :2], points[:, 2:]
         cells, inside = _cells(first, pixels)
         visible, angle = inside & first.keep.flatten().numpy()[cells], np.full(len(pixels), np.nan)
         queries = first.map.patch[0].flatten(1).T[cells]

@@ -18,10 +18,8 @@ import torch.nn.functional as F
 
 from training.probes.data.base import ProbeFrame
 from training.probes.features import FeatureMap
-from training.probes.geometry import reproject
-from training.probes.matching import Matches, match_by_ratio, nearest, pixel_centres, sample_features, token_centres
-
-ROTATION_BINS = (0.0, 15.0, 30.0, 60.0, 180.0)  # degrees
+from training.probes.geometry import ANGLES
+from training.probes.matching import Matches, match_by_ratio, nearest, pixel_centres, sample_features
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,9 @@ def rotation_angle(rotation: torch.Tensor) -> torch.Tensor:
     return torch.rad2deg(torch.acos(((trace - 1) / 2).clamp(-1, 1)))
 
 
-def bin_means(values: np.ndarray, angles: np.ndarray, edges: Sequence[float] = ROTATION_BINS) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of the values in each half-open bin [a,b) of angles, NaN for an empty one; and how many there are. [bins] each."""
-    inside = [(angles >= low) & (angles < high) for low, high in itertools.pairwise(edges)]
-    counts, sums = np.array([mask.sum() for mask in inside]), np.array([values[mask].sum() for mask in inside])
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0), counts
+def by_angle(values: np.ndarray, angles: np.ndarray, edges: Sequence[float] = ANGLES) -> dict[str, np.ndarray]:
+    """The values [N] once for each half-open bin [a,b) of their angles, named `a-b`: NaN where the angle lies in another."""
+    return {f"{low:g}-{high:g}": np.where((angles >= low) & (angles < high), values, np.nan) for low, high in itertools.pairwise(edges)}
 
 
 def recall(errors: torch.Tensor, threshold: float) -> float:
@@ -125,30 +121,6 @@ def match_surfaces(
     return measure(match_by_ratio(sampled[0], sampled[1], count), first, second, Ks[1], rt)
 
 
-def match_xyz_maps(
-    maps: tuple[torch.Tensor, torch.Tensor],
-    xyz: tuple[torch.Tensor, torch.Tensor],
-    K: torch.Tensor,
-    rt: torch.Tensor,
-    step: int = 4,
-    count: int = 1000,
-) -> PairErrors:
-    """Probe3D's NAVI pairs: as `match_surfaces`, with position maps for depths, and features resized bicubically to them.
-
-    Args:
-        maps: [C,h,w] each. xyz: [3,H,W] each, metres in the camera; z = 0 where unknown. K: [3,3] of both. rt: [3 or 4,4].
-    """
-    points, sampled = [], []
-    for features, positions in zip(maps, xyz, strict=True):
-        few = positions[:, ::step, ::step]
-        h, w = few.shape[1:]
-        known = few[2].flatten() > 0
-        resized = F.interpolate(features[None], size=(h, w), mode="bicubic", align_corners=False)[0]
-        points.append(Points((pixel_centres(h, w).to(positions) * step)[known], few.flatten(1).T[known]))
-        sampled.append(resized.flatten(1).T[known])
-    return measure(match_by_ratio(sampled[0], sampled[1], count), points[0], points[1], K, rt)
-
-
 def measure(matches: Matches, first: Points, second: Points, K: torch.Tensor, rt: torch.Tensor) -> PairErrors:
     """How far each match lies from where the first point is in the second view. K: of the second; rt: from first to second."""
     moved, found = transform(first.xyz[matches.first], rt), second.xyz[matches.second]
@@ -166,31 +138,28 @@ def match_frames(
     return match_surfaces(maps, depths, Ks, relative_pose(first, second), step, count, stretch)
 
 
-@dataclass(frozen=True)
-class TokenErrors:
-    """Where those tokens of the first view were found that the second sees too."""
+def match_objects(
+    maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second: ProbeFrame, step: int = 4, count: int = 1000
+) -> PairErrors:
+    """Probe3D's NAVI pairs: as `match_frames`, with positions of whole pixels, and features resized bicubically to every `step`-th.
 
-    patches: torch.Tensor  # [N] from the truth, in sides of a patch
-    angle: torch.Tensor  # [N] degrees between the two rays
-    found: torch.Tensor  # [N,2] pixels of the second image
-    truth: torch.Tensor  # [N,2] pixels of the second image
-    source: torch.Tensor  # [N,2] pixels of the first image
-
-
-def match_tokens(maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second: ProbeFrame) -> TokenErrors:
-    """Finds every token of the first view among all of the second by cosine; true is where its middle lies by depth and cameras.
-
-    A token counts if its middle has a depth, and the second view sees that point: inside the image, and nothing nearer (3 % and 1 cm).
     Raises ValueError that names a frame without depth or camera.
     """
-    centres = [token_centres(features).double().cpu() for features in maps]
-    inside = [_inside(xy, frame.image.shape) for xy, frame in zip(centres, (first, second), strict=True)]
-    source = centres[0][inside[0]]
-    pixels, visible, angle = map(torch.from_numpy, reproject(first, second, source.numpy()))
-    tokens = [features.patch[0].flatten(1).T[keep.to(features.patch.device)] for features, keep in zip(maps, inside, strict=True)]
-    index = nearest(tokens[0][visible.to(tokens[0].device)], tokens[1])[1][:, 0].cpu()
-    found, truth = centres[1][inside[1]][index], pixels[visible]
-    return TokenErrors((found - truth).norm(dim=1) / maps[1].stride, angle[visible], found, truth, source[visible])
+    sides = [_positions(features.patch[0], frame, step) for features, frame in zip(maps, (first, second), strict=True)]
+    (tokens_a, points_a), (tokens_b, points_b) = sides
+    matches = match_by_ratio(tokens_a, tokens_b, count)
+    return measure(matches, points_a, points_b, torch.from_numpy(_camera(second)[0]), relative_pose(first, second))
+
+
+def _positions(features_chw: torch.Tensor, frame: ProbeFrame, step: int) -> tuple[torch.Tensor, Points]:
+    """Of every `step`-th pixel of an object: its features [N,C] and where it is; the pixel's name is its index times `step`."""
+    depth = _depth(frame).to(features_chw.device)
+    height, width = depth.shape
+    xyz = unproject(pixel_centres(height, width).to(depth), depth.flatten(), torch.from_numpy(_camera(frame)[0]))
+    few, xyz = depth[::step, ::step], xyz.unflatten(0, (height, width))[::step, ::step].flatten(0, 1)
+    resized = F.interpolate(features_chw[None], size=few.shape, mode="bicubic", align_corners=False)[0]
+    known = few.flatten() > 0
+    return resized.flatten(1).T[known], Points((pixel_centres(*few.shape).to(depth) * step)[known], xyz[known])
 
 
 def transfer_points(maps: tuple[FeatureMap, FeatureMap], xy: torch.Tensor, sizes: Sequence[tuple[int, int]], step: int = 4) -> torch.Tensor:
@@ -223,7 +192,3 @@ def _depth(frame: ProbeFrame) -> torch.Tensor:
     if frame.depth is None:
         raise ValueError(f"frame {frame.key} has no depth: correspondence by depth needs it, or pairs with points")
     return torch.from_numpy(frame.depth)
-
-
-def _inside(xy: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return (xy >= 0).all(dim=1) & (xy[:, 0] < size[1]) & (xy[:, 1] < size[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from training.probes.results import CONFUSION, POOLED, pooled
+from training.probes.results import CONFUSION, POOLED, pooled, read_confusion
 
 Seeds = Sequence[Mapping[str, Mapping[str, Any]]]  # the rooms of each seed's result
 LEAST_ROOMS = 6  # of fewer, a bootstrap would call every fifth difference of nothing sure
@@ -95,9 +95,9 @@ def _figures(rooms: Sequence[Mapping[str, Any]], metric: str, times: np.ndarray)
         if metric not in POOLED:
             sums = np.array([room.get(metric, (0.0, 0)) for room in rooms], np.float64)
             return (times @ sums[:, 0]) / (times @ sums[:, 1])
-        classes = next((len(room[CONFUSION]) for room in rooms if CONFUSION in room), 1)
-        none = np.zeros((classes, classes))
-        matrices = np.stack([np.asarray(room.get(CONFUSION, none), np.float64) for room in rooms])
+        classes = next((room[CONFUSION]["classes"] for room in rooms if CONFUSION in room), 1)
+        none: dict[str, Any] = {"classes": classes, "cells": []}
+        matrices = np.stack([read_confusion(room.get(CONFUSION, none)).double().numpy() for room in rooms])
         parts = [times[i : i + _CHUNK] for i in range(0, len(times), _CHUNK)]
         return np.concatenate([_of_confusion(np.tensordot(part, matrices, 1), metric) for part in parts])
 

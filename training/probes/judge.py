@@ -170,7 +170,7 @@ def _judge_pairs(outcome: Outcome, data: ProbeData, views: Sequence[tuple[Tokens
         tally.records.append(record)
         if not (first.keep.any() and second.keep.any()):
             continue
-        found = consistency.match(first, second, (a, b), pair)
+        found = consistency.match(first, second, (a, b), pair.points)
         error, angle, count = found["error"], found["angle"], len(found["error"])
         if not count:
             continue

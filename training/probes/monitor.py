@@ -100,9 +100,7 @@ class Monitor:
         network.eval()
         try:
             tokens = [self._tokens(network, view, device) for view in self.views]
-            found = [
-                consistency.match(tokens[p.first], tokens[p.second], (self.views[p.first], self.views[p.second]), p) for p in self.pairs
-            ]
+            found = [consistency.match(tokens[p.first], tokens[p.second], (self.views[p.first], self.views[p.second])) for p in self.pairs]
             everything = torch.cat([one.map.patch[0].flatten(1).T for one in tokens])
             use, _ = consistency.head_distribution(network.head, everything.to(device), temperature)
         finally:

@@ -2,36 +2,31 @@
 
 judged = judge_pairs(PROTOCOLS["clean"].correspondence, data, features)
 judged.metrics["recall@40px"]       # of each pair
-judged.by_rotation                  # the headline recall in bins of rotation, with counts
+judged.metrics["headline@15-30"]    # of each pair whose cameras are turned by as much
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from configs import ConfigError
-from training.probes.correspondence import (
-    ROTATION_BINS,
-    PairErrors,
-    TokenErrors,
-    bin_means,
-    match_frames,
-    match_tokens,
-    pck,
-    recall,
-    transfer_points,
-)
+from training.probes import consistency
+from training.probes.correspondence import PairErrors, by_angle, match_frames, match_objects, pck, recall, transfer_points
 from training.probes.data.base import Pair, ProbeData, ProbeFrame
+from training.probes.extractor import Tokens
 from training.probes.features import FeatureMap, Features
+from training.probes.geometry import ANGLES
+from training.probes.matching import token_centres
 from training.probes.preprocess import as_batch, resize
 from training.probes.protocol import CorrespondenceProtocol
 
 PCK_ALPHAS = (0.05, 0.1, 0.15)
+OBJECT_ANGLES = (0, 30, 60, 90, 120)  # degrees between the cameras of a pair of NAVI
 RELATIVE = (24, 12, 6)  # parts of the image's height, as thresholds that do not depend on its size
 _KEPT_MAPS = 32
 
@@ -40,14 +35,13 @@ _KEPT_MAPS = 32
 class JudgedPairs:
     """Scores of pairs.
 
-    keys: of both frames. groups: of the first. metrics: [N] for each name, NaN where a pair has nothing to judge. by_rotation: mean recall
-    at the protocol's headline threshold, and how many pairs, in each of ROTATION_BINS; empty for pairs of known points.
+    keys: of both frames. groups: of the first. metrics: [N] for each name, NaN where a pair has nothing to judge; `headline` is recall at
+    the protocol's headline threshold, by rotation.
     """
 
     keys: tuple[tuple[str, str], ...]
     groups: tuple[str, ...]
     metrics: dict[str, np.ndarray]
-    by_rotation: tuple[np.ndarray, np.ndarray]
 
     @property
     def summary(self) -> dict[str, float]:
@@ -77,18 +71,22 @@ def judge_pairs(
         (first, map0), (second, map1) = seen.view(pair.first), seen.view(pair.second)
         if pair.points is not None:
             rows.append(_by_points(map0, map1, first, second, pair, frames))
+        elif data.name == "navi" and choices.inputs.stretch:  # Probe3D judges objects by a protocol of their own
+            rows.append(object_scores(match_objects((map0, map1), first, second, choices.step, choices.matches)))
         else:
             errors = match_frames((map0, map1), first, second, choices.step, choices.matches, choices.inputs.stretch)
-            scores = surface_scores(errors, choices, second.image.shape[0])
-            rows.append(scores | token_scores(match_tokens((map0, map1), first, second)))
+            rows.append(surface_scores(errors, choices, second.image.shape[0]) | token_scores((map0, map1), first, second))
         if (n + 1) % 100 == 0:
             say(f"correspondence: {n + 1} of {len(pairs)} pairs")
     metrics = {name: np.array([row.get(name, math.nan) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)}
+    for headline, edges in ((f"recall@{choices.headline:g}px", ANGLES), ("recall@2cm", OBJECT_ANGLES)):
+        if headline in metrics:
+            bins = by_angle(metrics[headline], metrics["angle"], edges)
+            metrics |= {f"headline@{degrees}": values for degrees, values in bins.items()}
     return JudgedPairs(
         tuple((frames[pair.first].key, frames[pair.second].key) for pair in pairs),
         tuple(frames[pair.first].group for pair in pairs),
         metrics,
-        rotation_bins(metrics, choices),
     )
 
 
@@ -100,22 +98,31 @@ def surface_scores(errors: PairErrors, choices: CorrespondenceProtocol, height: 
     return found | {"median_px": float(errors.pixels.median() * choices.unit) if len(errors.pixels) else math.nan}
 
 
-def token_scores(errors: TokenErrors) -> dict[str, float]:
+def object_scores(errors: PairErrors) -> dict[str, float]:
+    """One pair's recalls as Probe3D's of NAVI: by metres between the match and the truth, and by pixels of the image."""
+    found = {"angle": errors.angle, "matches": float(len(errors.pixels))}
+    found |= {f"recall@{limit}cm": recall(errors.metres, limit / 100) for limit in (1, 2, 5)}
+    return found | {f"recall@{limit}px": recall(errors.pixels, limit) for limit in (5, 25, 50)}
+
+
+def token_scores(maps: tuple[FeatureMap, FeatureMap], first: ProbeFrame, second: ProbeFrame) -> dict[str, float]:
     """One pair's share of tokens that were found within one and two patches, of those that both views see."""
+    kept = [_inside(features, frame) for features, frame in zip(maps, (first, second), strict=True)]
+    found = consistency.match(kept[0], kept[1], (first, second))
+    errors, angle = found["error"], found["angle"]
     return {
-        "tokens": float(len(errors.patches)),
-        **{f"tokens@{limit}": float((errors.patches <= limit).double().mean()) if len(errors.patches) else math.nan for limit in (1, 2)},
-        "token_angle": float(errors.angle.mean()) if len(errors.angle) else math.nan,
+        "tokens": float(len(errors)),
+        **{f"tokens@{limit}": float((errors <= limit).mean()) if len(errors) else math.nan for limit in consistency.PATCHES},
+        "token_angle": float(angle.mean()) if len(angle) else math.nan,
     }
 
 
-def rotation_bins(metrics: dict[str, np.ndarray], choices: CorrespondenceProtocol) -> tuple[np.ndarray, np.ndarray]:
-    """The headline recall by rotation, NaN for an empty bin, and the number of pairs in each."""
-    if "angle" not in metrics:
-        return np.zeros(0), np.zeros(0, int)
-    values = metrics[f"recall@{choices.headline:g}px"]
-    known = np.isfinite(values)
-    return bin_means(values[known], metrics["angle"][known], ROTATION_BINS)
+def _inside(features: FeatureMap, frame: ProbeFrame) -> Tokens:
+    """A map with those of its tokens whose middle lies in the image."""
+    height, width = frame.image.shape[:2]
+    x, y = token_centres(features).cpu().unbind(1)
+    keep = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return Tokens(replace(features, patch=features.patch.cpu()), keep.unflatten(0, features.patch.shape[-2:]))
 
 
 class _Views:

@@ -1,7 +1,7 @@
 """A result as JSON, and as a table.
 
-Every figure is kept by room as [sum, count] (of the confusion matrix as it is), so that any set of rooms can be pooled again: intervals are
-taken over rooms.
+Every figure is kept by room as [sum, count], a confusion matrix as its cells that are not 0, so that any set of rooms can be pooled again:
+intervals are taken over rooms.
 """
 
 from __future__ import annotations
@@ -62,8 +62,11 @@ METRICS: dict[str, dict[str, Metric]] = {
         "recall_1@15-30": Metric("15-30", True, 100, 1),
         "recall_1@30-60": Metric("30-60", True, 100, 1),
         "recall_1@60-180": Metric(">60", True, 100, 1),
-        **{f"recall@{limit}px": Metric(f"{limit} px %", True, 100, 1) for limit in (5, 10, 20, 40, 80)},
-        **{f"headline@{bin}": Metric(f"{bin} deg", True, 100, 1) for bin in ("0-15", "15-30", "30-60", "60-180")},
+        **{f"recall@{limit}px": Metric(f"{limit} px %", True, 100, 1) for limit in (5, 10, 20, 25, 40, 50, 80)},
+        **{
+            f"headline@{bin}": Metric(f"{bin} deg", True, 100, 1) for bin in ("0-15", "15-30", "0-30", "30-60", "60-180", "60-90", "90-120")
+        },
+        **{f"recall@{limit}cm": Metric(f"{limit} cm %", True, 100, 1) for limit in (1, 2, 5)},
         "pck@0.1": Metric("PCK .1 %", True, 100, 1),
     },
     "consistency": {
@@ -92,7 +95,10 @@ class Tally:
 
     def add_confusion(self, room: str, matrix: torch.Tensor) -> None:
         here = self.rooms.setdefault(room, {})
-        here[CONFUSION] = (torch.tensor(here[CONFUSION]) + matrix).tolist() if CONFUSION in here else matrix.tolist()
+        if CONFUSION in here:
+            matrix = matrix + read_confusion(here[CONFUSION])
+        cells = [[*cell, int(matrix[tuple(cell)])] for cell in matrix.nonzero().tolist()]
+        here[CONFUSION] = {"classes": len(matrix), "cells": cells}
 
     def to_json(self) -> dict[str, Any]:
         """metrics: of all rooms; rooms: [sum, count] of each; records."""
@@ -103,11 +109,20 @@ class Tally:
         return {"metrics": metrics, "rooms": dict(sorted(self.rooms.items())), "records": self.records}
 
 
+def read_confusion(stored: Mapping[str, Any]) -> torch.Tensor:
+    """A confusion matrix [classes, classes] int64 of its stored cells: true class, given class, pixels."""
+    matrix = torch.zeros(stored["classes"], stored["classes"], dtype=torch.int64)
+    if stored["cells"]:
+        true, given, pixels = torch.tensor(stored["cells"]).unbind(1)
+        matrix[true, given] = pixels
+    return matrix
+
+
 def pooled(rooms: Iterable[Mapping[str, Any]], metric: str) -> float | None:
     """A figure over some rooms, each as often as it comes; None where there is nothing to count."""
     rooms = list(rooms)
     if metric in POOLED:
-        matrices = [torch.tensor(room[CONFUSION]) for room in rooms if CONFUSION in room]
+        matrices = [read_confusion(room[CONFUSION]) for room in rooms if CONFUSION in room]
         value = segmentation_scores(torch.stack(matrices).sum(0))[metric] if matrices else math.nan
         return value if math.isfinite(value) else None
     sums = [room[metric] for room in rooms if metric in room]

@@ -7,16 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from training.probes.data.base import IGNORED
-
-
-def reduce_zero_label(labels: np.ndarray) -> np.ndarray:
-    """Labels as stored, 0 for unlabelled and classes from 1, as labels from 0: 0 and 255 become IGNORED. uint8, any shape."""
-    return np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1).astype(np.uint8)
 
 
 def confusion_matrix(pred: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:

@@ -121,7 +121,9 @@ class DepthTask(ProbeTask):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        return depth.METRICS + (tuple(f"probe3d_{name}" for name in depth.PROBE3D_METRICS) if self.choices.metric == "probe3d" else ())
+        if self.choices.metric == "usual":
+            return depth.METRICS
+        return depth.METRICS + tuple(f"{kind}_{name}" for kind in ("probe3d", "probe3d_aligned") for name in depth.PROBE3D_METRICS)
 
     def prepare(self, frame: ProbeFrame, train: bool) -> ProbeFrame:
         _need(frame.depth, frame, "depth")
@@ -164,7 +166,10 @@ class DepthTask(ProbeTask):
         # What `kitti` judges was cut in `prepare` to the size that its crop is made for.
         found = depth.depth_metrics(pred, gt, depth.valid_depth(gt, self.data.depth_range, self.data.depth_crop))
         if self.choices.metric == "probe3d":
-            found |= {f"probe3d_{name}": value for name, value in depth.probe3d_depth_metrics(pred, gt).items()}
+            indoor = self.data.depth_crop == "indoor"
+            for kind, align in (("probe3d", False), ("probe3d_aligned", True)):
+                scores = depth.probe3d_depth_metrics(pred, gt, align, indoor)
+                found |= {f"{kind}_{name}": value for name, value in scores.items()}
         return {name: float(value) for name, value in found.items()}, None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
@@ -12,7 +11,6 @@ import torch
 
 from configs import ConfigError
 from configs.schema import EvaluateConfig
-from training.probes.correspondence import ROTATION_BINS
 from training.probes.data.base import ProbeData
 from training.probes.features import FeatureMap
 from training.probes.outcome import Outcome
@@ -68,14 +66,8 @@ def judge_trained(
             outcome.predictions.setdefault(number, {})[task] = prediction
     if "correspondence" in wanted and choices.correspondence is not None:
         found = judge_pairs(choices.correspondence, data, network.with_inputs(choices.correspondence.inputs).features, device, say)
-        metrics = dict(found.metrics)
-        if "angle" in metrics:
-            headline = metrics[f"recall@{choices.correspondence.headline:g}px"]
-            for low, high in itertools.pairwise(ROTATION_BINS):
-                inside = (metrics["angle"] >= low) & (metrics["angle"] < high)
-                metrics[f"headline@{low:g}-{high:g}"] = np.where(inside, headline, np.nan)
         names = [{"first": a, "second": b, "room": room} for (a, b), room in zip(found.keys, found.groups, strict=True)]
-        _add(outcome.tasks["correspondence"], names, metrics)
+        _add(outcome.tasks["correspondence"], names, found.metrics)
     return outcome
 
 

@@ -10,7 +10,9 @@ from PIL import Image
 
 from configs import ConfigError, load
 from configs.schema import CompareConfig, EvaluateConfig, SupervisedTokensConfig
-from storage.location import StorageError
+from storage import codec
+from storage.location import NotFound, StorageError
+from storage.table import Table
 from tests.conftest import command
 from training.compare import compare as comparison
 from training.compare import run as compare
@@ -119,6 +121,15 @@ def test_one_label_holds_seeds_of_one_training_and_each_once(output: Path, tmp_p
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=r"label 'trained' has more than seeds of one training \(.*steps"):
         compare(load(CompareConfig, [f"results=[{output}/one.json,{tmp_path}/third.json,{tmp_path}/longer.json]"]))
+
+
+def test_a_run_is_not_judged_on_the_frames_that_it_was_trained_on(train_rooms: str, test_rooms: str, tmp_path: Path) -> None:
+    note = {"indexes": Table.open(test_rooms, ["masks"]).pins(), "withdrawn": []}
+    (tmp_path / "dataset.json").write_bytes(codec.seal(note))
+    with pytest.raises(ConfigError, match=f"data.test: {tmp_path} was trained on these very frames; give a dataset of other scenes"):
+        result(tmp_path, "x", train_rooms, test_rooms, f"run={tmp_path}")
+    with pytest.raises(NotFound, match="no checkpoint"):  # what is asked next
+        result(tmp_path, "x", test_rooms, train_rooms, f"run={tmp_path}")
 
 
 @pytest.mark.parametrize(

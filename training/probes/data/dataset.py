@@ -150,6 +150,10 @@ class DatasetProbes:
     def pairs(self) -> Sequence[Pair]:
         return self._pairs
 
+    def test_pins(self) -> dict[str, str]:
+        """The sums of the indexes that test frames come from."""
+        return self.rows["test"][0].table.pins()
+
     def describe(self) -> Mapping[str, Any]:
         return {
             "name": self.name,

@@ -46,7 +46,7 @@ def load(schema: type[Config], words: Sequence[str]) -> Config:
     given = [_split(word) for word in words]
     for name, text in given:
         if name == EXPERIMENT:
-            _overlay(schema, values, _preset(EXPERIMENT, text), f"{EXPERIMENT}={text}: ")
+            _experiment(schema, values, text)
     for name, text in sorted(given, key=lambda item: not _is_group(schema, item[0])):
         if name != EXPERIMENT:
             _set(schema, values, name, text)
@@ -55,6 +55,17 @@ def load(schema: type[Config], words: Sequence[str]) -> Config:
     if missing:
         raise ConfigError(f"no value for {', '.join(missing)}: give {missing[0]}=...")
     return config
+
+
+def _experiment(schema: type, values: Values, text: str, under: tuple[str, ...] = ()) -> None:
+    """Puts an experiment's values over those of the one that it `extends`. under: those that extend it."""
+    found = _preset(EXPERIMENT, text)
+    if isinstance(found, dict) and "extends" in found:
+        base = str(found.pop("extends"))
+        if base in (*under, text):
+            raise ConfigError(f"{EXPERIMENT}={text}: extends {base}, which extends it; take one of the two lines out")
+        _experiment(schema, values, base, (*under, text))
+    _overlay(schema, values, found, f"{EXPERIMENT}={text}: ")
 
 
 def build(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:

@@ -15,10 +15,13 @@ from configs.fields import Key, keys, plain
 
 Config = TypeVar("Config")
 
-RENAMED: dict[str, str] = {"supervision.shuffle": "supervision.control"}
+RENAMED: dict[str, str] = {"supervision.shuffle": "supervision.control", "supervision.context_as_target": "supervision.targets"}
 """Dotted key of an older release -> today's."""
 
-REWRITTEN: dict[str, dict[Any, Any]] = {"supervision.shuffle": {False: "none", True: "shuffle"}}
+REWRITTEN: dict[str, dict[Any, Any]] = {
+    "supervision.shuffle": {False: "none", True: "shuffle"},
+    "supervision.context_as_target": {False: "between", True: "all"},
+}
 """Dotted key of an older release -> today's value for each of its values, where the values changed too."""
 
 REMOVED: dict[str, Any] = {}

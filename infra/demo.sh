@@ -57,8 +57,8 @@ done
 
 [ "$called" = "${called#random}" ] || { echo "Done in $((SECONDS - started)) s, without real weights."; exit 0; }
 step "7/7 judge on the held-out rooms"
-judge() { # NAME KEY=VALUE...
-    python training/evaluate.py data.train="$out/dataset" data.test="$out/held-out" data.frames_per_scene=6 \
+judge() { # NAME KEY=VALUE... Two at a time, on a core each.
+    OMP_NUM_THREADS=1 python training/evaluate.py data.train="$out/dataset" data.test="$out/held-out" data.frames_per_scene=6 \
         output="$out/results" baselines=false pictures=2 name="$@"
 }
 judge teacher "${backbone[@]}" > "$out/teacher.log" & first=$!

@@ -83,9 +83,10 @@ def run(config: CacheGaussiansConfig) -> None:
             operators.declare(declared)
             plan = windows_plan(windows, declared, [masks], [stored] if stored else [])
             columns = (config.windows, config.masks, config.column if stored else None, config.reconstructor, config.operators.column)
-            asked = (declared.fingerprint, config.operators.targets, config.operators.values, pins, config.operators.patch)
+            asked = config.operators
+            how = (declared.fingerprint, asked.targets, asked.values, pins, asked.patch, asked.splat)
             build = ColumnBuild(operators, plan, declared.fingerprint)
-            built += run_columns([build], OperatorsMaker, (config.dataset, *columns, *asked), workers, resources)
+            built += run_columns([build], OperatorsMaker, (config.dataset, *columns, *how), workers, resources)
             operators.write_index(plan, pins)
     print(f"{config.dataset}: {len(built)} shards built in {time.monotonic() - started:.0f} s", flush=True)
 
@@ -114,7 +115,7 @@ def _operators_provenance(
     if patch > min(height, width):
         raise ConfigError(f"operators.patch={patch}: images of {height} x {width} pixels have no such patch; choose the backbone's")
     grid = height // patch, width // patch
-    asked = (grid, config.operators.targets, config.operators.values)
+    asked = (grid, config.operators.targets, config.operators.values, config.operators.splat)
     return operators_provenance(sources, config.masks, note, described, *asked, recorded())
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from configs.fields import plain
+from configs.schema import SplatConfig
 from pipeline.plan.windows import PlannedWindow
 from storage.column import FORMAT_VERSION, Column, ShardPlan, source_digest
 from storage.domain import Frame, Gaussians
@@ -61,7 +63,7 @@ def write_dataset(
     if not operators:
         return table
     height, width = scenes[0].frames[0].image.shape[:2]
-    made = _provenance("operators", *of, grid=[height // patch, width // patch], masks="masks")
+    made = _provenance("operators", *of, grid=[height // patch, width // patch], masks="masks", lift=plain(SplatConfig()))
     _write(root, made, [[_operators(row, made.fingerprint, patch) for row in table.rows_of_shard(n)] for n in shards], of)
     return Table.open(root, ["masks", "windows", "gaussians", "operators"])
 

@@ -230,6 +230,19 @@ def test_every_preset_composes(group: str) -> None:
         assert load(schema, [*needed, f"{group}={name}"]) != load(schema, needed) or name == "dinov2_vits14"
 
 
+def test_an_experiment_extends_another(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    mine.write_text("extends: snd\nsupervision: {blend: 0.7}\n")
+    own, base = (load(TrainConfig, [*NEEDED, f"experiment={name}"]) for name in (mine, "snd"))
+    assert (own.supervision.blend, base.supervision.blend) == (0.7, 0.5)
+    own.supervision.blend = 0.5
+    assert own == base
+    mine.write_text(f"extends: {other}\n")
+    other.write_text(f"extends: {mine}\n")
+    with pytest.raises(ConfigError, match=f"experiment={other}: extends {mine}, which extends it; take one of the two lines out"):
+        load(TrainConfig, [*NEEDED, f"experiment={mine}"])
+
+
 def test_an_experiment_of_the_users_own_lies_anywhere(tmp_path: Path) -> None:
     mine = tmp_path / "my run.yaml"
     mine.write_text("backbone: demo\noptimizer: {lr: 3e-3}\nsteps: 9\noutput: ${oc.env:HOME}\n")

@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,7 +29,19 @@ FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 # What may differ between the runs before and after a resume. Weights may lie elsewhere: their hash binds.
-_FREE = ("dataset", "output", "device", "loader", "monitor", "checkpoint_every", "picture_every", "until", "steps")
+_FREE = (
+    "dataset",
+    "output",
+    "device",
+    "loader",
+    "monitor",
+    "checkpoint_every",
+    "checkpoint_background",
+    "picture_every",
+    "until",
+    "steps",
+    "allow_unstable",
+)
 
 
 def identity(config: TrainConfig, weights_hash: str, dataset_hash: str) -> dict[str, Any]:
@@ -44,14 +57,18 @@ class TrainerState:
     teacher: Network
     optimizer: torch.optim.Optimizer
     step: int = 0
+    centre: torch.nn.Module | None = None  # of the teacher's distributions, where the configuration asks for one
 
     def state_dict(self) -> dict[str, Any]:
         """By field: of a network the trained parameters, on the CPU; a number as it is; else the part's own `state_dict`."""
-        return {field.name: _state(getattr(self, field.name)) for field in fields(self)}
+        return {name: _state(getattr(self, name)) for name in self._names()}
+
+    def _names(self) -> list[str]:
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave. Raises ValueError, which names it, where a part is missing, surplus or does not fit."""
-        names = {field.name for field in fields(self)}
+        names = set(self._names())
         if set(state) != names:
             raise ValueError(f"it lacks {sorted(names - set(state))} and has {sorted(set(state) - names)} too many")
         for name, part in state.items():
@@ -84,11 +101,30 @@ def _state(part: Any) -> Any:
     return part if isinstance(part, int) else part.state_dict()
 
 
-def save(run: str, state: TrainerState, who: dict[str, Any]) -> None:
-    """Writes the checkpoint of the steps that are completed."""
-    stream = io.BytesIO()
-    torch.save({**state.state_dict(), "identity": json.dumps(who, sort_keys=True)}, stream)
-    location.write_bytes(_url(run, state.step), stream.getvalue())
+class Writer:
+    """Writes checkpoints of a run. background: while training goes on, one at a time."""
+
+    def __init__(self, run: str, who: dict[str, Any], background: bool = False) -> None:
+        self.run, self.who = run, who
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
+        self._pending: Future | None = None
+
+    def save(self, state: TrainerState) -> None:
+        """Writes the checkpoint of the steps that are completed; what failed of the one before raises here."""
+        stream = io.BytesIO()
+        torch.save({**state.state_dict(), "identity": json.dumps(self.who, sort_keys=True)}, stream)
+        url, data = _url(self.run, state.step), stream.getvalue()
+        self.finish()
+        if self._pool is None:
+            location.write_bytes(url, data)
+        else:
+            self._pending = self._pool.submit(location.write_bytes, url, data)
+
+    def finish(self) -> None:
+        """Waits for what is being written."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
 
 def _url(run: str, step: int) -> str:

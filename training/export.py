@@ -33,7 +33,7 @@ _PARITY = 1e-5  # of the tokens' largest value; folding LoRA in rounds different
 def run(config: ExportConfig) -> None:
     """Exports one checkpoint of one run."""
     trained, base, state, who, step = read_run(config.run, config.step, config.weights)
-    if not any(tensor.any() for name, tensor in state[config.network.value].items() if "lora_B" in name):
+    if not _moved(base, state[config.network.value]):
         raise ConfigError(f"network={config.network.value}: at step {step} of {config.run} it is still the backbone that it started from; "
                           "choose network=student, or train longer")  # fmt: skip
     spec = find_spec(trained.backbone.architecture, trained.backbone.blocks)
@@ -47,6 +47,12 @@ def run(config: ExportConfig) -> None:
     location.write_bytes(url.removesuffix(".pth") + ".json", codec.encode_json(note))
     substitute = "; from random substitute weights, not published ones" if trained.backbone.weights == "random" else ""
     print(f"{url}: {trained.backbone.architecture}, {config.network.value} at step {step}{substitute}", flush=True)
+
+
+def _moved(base: StateDict, trained: StateDict) -> bool:
+    """Whether a network's trained parameters make it another backbone than the one that it started from."""
+    own = {name.removeprefix("backbone."): tensor for name, tensor in trained.items() if name.startswith("backbone.")}
+    return any(tensor.any() if "lora_B" in name else name in base and not torch.equal(tensor, base[name]) for name, tensor in own.items())
 
 
 def read_run(run: str, step: int | None, weights: str | None = None) -> tuple[TrainConfig, StateDict, dict[str, Any], dict[str, Any], int]:

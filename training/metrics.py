@@ -15,7 +15,10 @@ from storage import location
 from storage.location import join
 
 _BAR = ("excess_loss", "cosine", "lr", "data_wait_s")
-_BOARD = ("excess_loss", "cosine", "lr", "kept_tokens", "data_wait_s", "rows_per_s", "requests_per_row", "cache_hits")
+_BOARD = (
+    "excess_loss", "cosine", "lr", "grad_norm", "target_entropy", "head_entropy", "kept_tokens", "data_wait_s", "rows_per_s",
+    "requests_per_row", "cache_hits",
+)  # fmt: skip
 
 
 class Metrics:
@@ -33,7 +36,7 @@ class Metrics:
         self._pending.append(metrics)
         self._bar.update()
         self._show({name: metrics[name] for name in _BAR})
-        self._board.write(metrics["step"], {name: metrics[name] for name in _BOARD})
+        self._board.write(metrics["step"], {name: metrics[name] for name in _BOARD if name in metrics})
 
     def judged(self, found: dict[str, Any]) -> None:
         """Takes what the monitor found at a step; it stays on the progress bar until the next."""

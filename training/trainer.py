@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from configs import ConfigError
-from configs.schema import SupervisionMode, TeacherMode, TrainConfig
+from configs.schema import LossKind, TeacherMode, TrainConfig
 from storage import codec, location
-from storage.column import Column
 from storage.location import join
 from training import checkpoint, figures
 from training.checkpoint import TrainerState
@@ -25,13 +26,16 @@ from training.data.rows import WindowRows, few
 from training.distributed import Ranks, choose_device
 from training.metrics import Metrics, read_metrics
 from training.model.backbone import build_backbone, patch_tokens
-from training.model.network import build_networks
+from training.model.network import LossSums, build_networks
 from training.model.registry import find_spec
 from training.model.weights import hash_weights, load_weights
+from training.objective.centring import MeanCentring, make_centring
 from training.objective.distill import distill, supervise
-from training.objective.ema import update_teacher
-from training.objective.schedule import one_cycle
+from training.objective.ema import update_momentum, update_teacher
+from training.objective.schedule import one_cycle, peak_rate
+from training.preconditions import check_features, check_grids, check_same_end, check_splat
 from training.probes import monitor
+from training.probes.consistency import entropy_share
 from training.probes.monitor import Monitor
 
 
@@ -42,7 +46,7 @@ class Trainer:
         self.config, self.ranks = config, ranks
         with ranks.together():
             self.device = choose_device(config.device)
-            check_share(config.batch, ranks.world)
+            check_share(config.batch, ranks.world, config.accumulate)
         self.rows = pinned_rows(config, ranks)
         with ranks.together():
             self._build()
@@ -51,7 +55,7 @@ class Trainer:
         newest, identity = ranks.from_rank_0((newest, self.identity))
         with ranks.together():
             checkpoint.check_identity(f"rank {ranks.rank}, beside rank 0's {config.output}", identity, self.identity)
-            _check_same_end(ranks, identity["config"], self.identity["config"])
+            check_same_end(ranks, identity["config"], self.identity["config"])
             if newest:
                 planned = self.state.load(config.output, newest, self.identity)
                 if planned < config.steps and ranks.rank == 0:
@@ -66,16 +70,23 @@ class Trainer:
         config, weights = self.config, load_weights(self.config.backbone)
         weights_hash = hash_weights(weights)
         height, width = self._probe(labels=False).target_images.shape[-2:]
-        _check_grids(config, height, width)
-        _check_features(config, self.rows, weights_hash)
+        check_grids(config, height, width)
+        check_splat(config)
+        check_features(config, self.rows, weights_hash)
         self.identity = checkpoint.identity(config, weights_hash, _dataset_hash(self.rows))
         backbone = config.backbone
         if self.ranks.rank == 0:  # for its pictures
             self.untrained = build_backbone(backbone.architecture, weights, height, width, backbone.blocks).eval().to(self.device)
         student, teacher = build_networks(config, weights, height, width)
         student, teacher = student.to(self.device), teacher.to(self.device)
-        optimizer = torch.optim.Adam(student.trained().values(), lr=config.optimizer.lr, betas=(0.9, 0.999), eps=1e-8)
-        self.state = TrainerState(student, teacher, optimizer)
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+        optimizer = torch.optim.Adam(student.trained().values(), lr=peak_rate(config), betas=(0.9, 0.999), eps=1e-8, fused=cuda)
+        self.centring = make_centring(config.head, dist.all_reduce)
+        centre = self.centring.to(self.device) if isinstance(self.centring, MeanCentring) else None
+        self.state = TrainerState(student, teacher, optimizer, centre=centre)
         self.monitor = None
         if config.monitor.dataset is not None and self.ranks.rank == 0:
             self.monitor = Monitor(config.monitor, find_spec(backbone.architecture).patch, (height, width), self.rows.table.frames.scenes())
@@ -90,21 +101,24 @@ class Trainer:
         """From the state's step to `steps` or `until`, or to a signal; ends with a checkpoint."""
         config, state, lead = self.config, self.state, self.ranks.rank == 0
         last = config.steps if config.until is None else min(config.until, config.steps)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "signalled", True))
-        signal.signal(signal.SIGINT, lambda *_: setattr(self, "signalled", True))
+        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(one, lambda *_: setattr(self, "signalled", True))
         if lead:
             print(f"{config.output}: steps {state.step} to {last} of {config.steps}, {len(self.rows)} rows, {self.ranks.world} ranks on "
                   f"{self.device.type}, {_backbone_note(config)}", flush=True)  # fmt: skip
         metrics = Metrics(config.output, state.step, last) if lead else None
+        writer = checkpoint.Writer(config.output, self.identity, config.checkpoint_background)
         if metrics:
+            self._note(requeue=True)  # holds where this process is killed
             if self.monitor:
                 monitor.forget(config.output, state.step, self.monitor.digest)
             self._judge(metrics)
         waiting = began = time.perf_counter()
-        steps = range(state.step, last)
-        for batch in step_batches(self.rows, config, steps, self.ranks.rank, self.ranks.world, pinned=self.device.type == "cuda"):
+        pinned = self.device.type == "cuda"
+        parts = iter(step_batches(self.rows, config, range(state.step, last), self.ranks.rank, self.ranks.world, pinned))
+        while batches := list(itertools.islice(parts, config.accumulate)):
             now = time.perf_counter()
-            measured = self.train_step(batch, now - waiting, now - began)
+            measured = self.train_step(batches, now - waiting, now - began)
             began = now
             if metrics:
                 metrics.add(measured)
@@ -112,15 +126,22 @@ class Trainer:
                     self._judge(metrics)
                 if state.step % config.checkpoint_every == 0 or self.stopping or state.step == last:
                     metrics.write(state.step)
-                    checkpoint.save(config.output, state, self.identity)
+                    writer.save(state)
                 if state.step % config.picture_every == 0 or state.step == config.steps:
                     location.write_bytes(join(config.output, "pictures", f"pca-{state.step:09d}.png"), self.picture())
             if self.stopping:
                 break
             waiting = time.perf_counter()
         if metrics:
+            writer.finish()
             metrics.close()
             self._report()
+            self._note(requeue=self.stopping and state.step < last)
+
+    def _note(self, requeue: bool) -> None:
+        """Says in the run's folder where it is, and whether the same command is to be started again: torchrun does not say."""
+        note = {"step": self.state.step, "steps": self.config.steps, "requeue": requeue}
+        location.write_bytes(join(self.config.output, "state.json"), codec.encode_json(note))
 
     def _judge(self, metrics: Metrics) -> None:
         """Judges the student on the held-out frames, unless it was judged at this step before, and says what a person should know."""
@@ -150,40 +171,56 @@ class Trainer:
         more = "" if step >= config.steps else "; the same command goes on"
         print(f"{config.output}: {step} of {config.steps} steps done{more}", flush=True)
 
-    def train_step(self, batch: Batch, waited: float, spent: float) -> dict[str, Any]:
-        """One optimiser step. The loss is the mean over the kept tokens of all ranks, so the world size does not change it.
+    def train_step(self, batches: Sequence[Batch], waited: float, spent: float) -> dict[str, Any]:
+        """One optimiser step. The loss is the mean over the kept tokens of all ranks and parts, so that their number does not change it.
 
-        waited: seconds for this batch; spent: seconds of the whole step before this one.
+        batches: the parts of this rank's share; waited: seconds for them; spent: seconds of the whole step before this one.
         """
         config, state, step = self.config, self.state, self.state.step
-        batch = batch.to(self.device)
-        supervision = supervise(config, state.teacher, batch)
-        own = distill(config, self.parallel, state.teacher, batch, supervision)
-        sums = torch.stack([own.kept.double(), own.loss.detach().double(), own.cosine.double(),
-                            torch.tensor(float(self.signalled), dtype=torch.float64, device=self.device)])  # fmt: skip
-        dist.all_reduce(sums)
-        kept, loss, cosine, stop = sums.tolist()
-        self.stopping = stop > 0
         state.optimizer.zero_grad(set_to_none=True)
-        (own.loss * (self.ranks.world / max(kept, 1.0))).backward()  # DDP averages over ranks; this makes it the mean over all kept tokens
+        own = [self._backward(batch, last=number == len(batches) - 1) for number, batch in enumerate(batches)]
+        signalled = torch.tensor(float(self.signalled), dtype=torch.float64, device=self.device)
+        parts = [torch.stack([one.kept.double(), one.loss.double(), one.cosine.double(), one.target_entropy.double()]) for one in own]
+        sums = torch.cat([torch.stack(parts).sum(0), signalled[None], torch.stack([one.usage.double() for one in own]).sum(0)])
+        dist.all_reduce(sums)
+        kept, loss, cosine, target_entropy, stop = sums[:5].tolist()
+        self.stopping = stop > 0
+        mean = loss / max(kept, 1.0)
+        if not math.isfinite(mean):
+            rows = ", ".join(key for batch in batches for key in batch.keys)
+            raise FloatingPointError(f"step {step}: the loss is {mean} (rank {self.ranks.rank}, rows {rows}); lower optimizer.lr")
+        gradients = [parameter.grad for group in state.optimizer.param_groups for parameter in group["params"]]
+        # DDP averages sums over ranks; this makes of it the mean over all kept tokens.
+        torch._foreach_mul_(gradients, self.ranks.world / max(kept, 1.0))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if config.optimizer.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(state.student.trained().values(), config.optimizer.clip, norm)
         if config.teacher.mode is TeacherMode.ema and step % config.teacher.every == 0:
-            update_teacher(state.teacher, state.student, config.teacher.momentum)
-        lr = one_cycle(step, config.steps, config.optimizer.lr, config.optimizer.warmup)
+            update_teacher(state.teacher, state.student, update_momentum(config))
+        if self.centring is not None:
+            self.centring.update(state.teacher.head.last_layer.rows())
+        lr = one_cycle(step, config.steps, peak_rate(config), config.optimizer.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.step()
         state.step += 1
-        mean = loss / max(kept, 1.0)
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"step {step}: the loss is {mean} (rank {self.ranks.rank}, rows {', '.join(batch.keys)}); lower optimizer.lr"
-            )
+        most = math.log(config.head.prototypes) if config.loss.kind is LossKind.cross_entropy else 0.0
+        entropies = {"target_entropy": target_entropy / max(kept, 1.0) / most, "head_entropy": entropy_share(sums[5:])} if most else {}
         return {
-            "step": step, "loss": mean, "excess_loss": mean - math.log(config.head.prototypes), "cosine": cosine / max(kept, 1.0), "lr": lr,
+            "step": step, "loss": mean, "excess_loss": mean - most, "cosine": cosine / max(kept, 1.0), "lr": lr,
+            "grad_norm": float(norm), **entropies,
             "kept_tokens": int(kept), "data_wait_s": round(waited, 4), "rows_per_s": round(config.batch / max(spent, 1e-9), 3),
-            "requests_per_row": batch.reads["requests"] / len(batch.keys),
-            "cache_hits": batch.reads["hits"] / max(1, batch.reads["hits"] + batch.reads["misses"]),
+            **_reads(batches),
         }  # fmt: skip
+
+    def _backward(self, batch: Batch, last: bool) -> LossSums:
+        """The sums of a part of a step, whose gradients are added up. last: then those of all ranks are averaged."""
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), nullcontext() if last else self.parallel.no_sync():
+            supervision = supervise(self.config, self.state.teacher, batch)
+            own = distill(self.config, self.parallel, self.state.teacher, batch, supervision, self.centring)
+            own.loss.backward()
+        return LossSums(*(part.detach() for part in own))
 
     @torch.no_grad()
     def picture(self) -> bytes:
@@ -200,46 +237,14 @@ class Trainer:
         return figures.to_png(figures.distillation_panel(batch, supervision, untrained, own, title))
 
 
+def _reads(batches: Sequence[Batch]) -> dict[str, float]:
+    """What a step asked of the store."""
+    requests, hits, misses = (sum(batch.reads[name] for batch in batches) for name in ("requests", "hits", "misses"))
+    return {"requests_per_row": requests / sum(len(batch.keys) for batch in batches), "cache_hits": hits / max(1, hits + misses)}
+
+
 def _dataset_hash(rows: WindowRows) -> str:
     return hashlib.sha256(codec.encode_json(rows.pins)).hexdigest()
-
-
-def _check_same_end(ranks: Ranks, first: dict[str, Any], own: dict[str, Any]) -> None:
-    """What is free from one start of a run to the next is not free between its ranks: they would wait for each other at the end."""
-    for name in ("steps", "until"):
-        if own[name] != first[name]:
-            raise ConfigError(
-                f"rank {ranks.rank}: {name}={own[name]}, but rank 0 has {name}={first[name]}; start all ranks with the same keys"
-            )
-
-
-def _check_grids(config: TrainConfig, height: int, width: int) -> None:
-    """The tokens of the backbone, and those of the operators and features that are read, must lie on one grid."""
-    spec, grids = find_spec(config.backbone.architecture), {}
-    if config.supervision.mode is SupervisionMode.operators:
-        name = config.supervision.operators
-        h, w = Column(config.dataset, name).provenance().settings["grid"]
-        grids[name] = (h, w), f"build another with operators.patch={spec.patch}"
-    if config.teacher.mode is TeacherMode.frozen:
-        made_by = Column(config.dataset, "features").provenance().settings["architecture"]
-        grids["features"] = find_spec(made_by).grid(height, width), f"build it with {spec.name}"
-    for column, (grid, remedy) in grids.items():
-        if grid != spec.grid(height, width):
-            raise ConfigError(
-                f"{config.dataset}: column {column!r} has {grid[0]} x {grid[1]} tokens an image, backbone.architecture={spec.name} "
-                f"{' x '.join(map(str, spec.grid(height, width)))}: {remedy}, or choose a backbone with the column's patch"
-            )
-
-
-def _check_features(config: TrainConfig, rows: WindowRows, weights_hash: str) -> None:
-    """A frozen teacher's cached tokens must come from the very weights that the student starts from."""
-    if config.teacher.mode is TeacherMode.frozen:
-        cached = Column(config.dataset, "features").provenance().settings["weights_sha256"]
-        if cached != weights_hash:
-            raise ConfigError(
-                f"{config.dataset}: column 'features' was made with other weights ({str(cached)[:12]}) than backbone has "
-                f"({weights_hash[:12]}); build the column with this backbone, or choose teacher.mode=ema"
-            )
 
 
 def _backbone_note(config: TrainConfig) -> str:

@@ -1,6 +1,6 @@
 """Every key of every command: its type, default, meaning and check."""
 
-from configs.schema.common import ActorConfig, BackboneConfig, RayConfig, WindowsConfig
+from configs.schema.common import ActorConfig, BackboneConfig, RayConfig, SplatConfig, WindowsConfig
 from configs.schema.data import (
     BuildShardsConfig,
     CacheGaussiansConfig,
@@ -10,7 +10,9 @@ from configs.schema.data import (
     PlanWindowsConfig,
     WithdrawConfig,
 )
+from configs.schema.network import CentringKind, HeadConfig, LoraConfig, TrainedConfig, TrainedPart
 from configs.schema.probes import CompareConfig, EvaluateConfig, FeaturesConfig, SupervisedTokensConfig
+from configs.schema.supervision import Control, SupervisionConfig, SupervisionMode, TargetFrames
 from configs.schema.tools import (
     DeleteConfig,
     Deletion,
@@ -22,14 +24,11 @@ from configs.schema.tools import (
     VerifyConfig,
 )
 from configs.schema.training import (
-    Control,
-    HeadConfig,
     LoaderConfig,
-    LoraConfig,
+    LossConfig,
+    LossKind,
     MonitorConfig,
     OptimizerConfig,
-    SupervisionConfig,
-    SupervisionMode,
     TeacherConfig,
     TeacherMode,
     TrainConfig,
@@ -40,6 +39,7 @@ __all__ = [
     "BackboneConfig",
     "BuildShardsConfig",
     "CacheGaussiansConfig",
+    "CentringKind",
     "CompareConfig",
     "Control",
     "DeleteConfig",
@@ -54,6 +54,8 @@ __all__ = [
     "InspectGaussiansConfig",
     "LoaderConfig",
     "LoraConfig",
+    "LossConfig",
+    "LossKind",
     "MakeRoomsConfig",
     "MonitorConfig",
     "Network",
@@ -61,12 +63,16 @@ __all__ = [
     "OptimizerConfig",
     "PlanWindowsConfig",
     "RayConfig",
+    "SplatConfig",
     "SupervisedTokensConfig",
     "SupervisionConfig",
     "SupervisionMode",
+    "TargetFrames",
     "TeacherConfig",
     "TeacherMode",
     "TrainConfig",
+    "TrainedConfig",
+    "TrainedPart",
     "VerifyConfig",
     "WindowsConfig",
     "WithdrawConfig",

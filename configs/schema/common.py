@@ -80,3 +80,27 @@ class WindowsConfig:
         check_above(self, 0, "gap", "stride")
         if self.views < 2:
             raise ConfigError(f"views={self.views}: a context has at least 2 views")
+
+
+@dataclass
+class SplatConfig:
+    """How the context's tokens come to the Gaussians, and how these are drawn."""
+
+    upsample_grid: str = key("half_pixel", before="align_corners")
+    """Where tokens sit in their image: `half_pixel`, in the middle of their patches; `align_corners`, the outermost on the outermost
+    pixels, as published."""
+
+    no_neighbour: str = key("nearest_same_label", before="zero")
+    """What a pixel gets that has none of its label's tokens beside it: the nearest of that label (`nearest_same_label`), what its
+    neighbours give whatever their label (`plain_bilinear`), or nothing (`zero`, as published)."""
+
+    mask_aware: bool = key(True, before=True)
+    """A pixel gets tokens of its own label alone; false: of all beside it."""
+
+    footprint: str = key("covariance", before="covariance")
+    """`covariance`; `published`: variances taken for standard deviations, which makes dots of the Gaussians."""
+
+    def __post_init__(self) -> None:
+        check_one_of(self, "upsample_grid", ("half_pixel", "align_corners"))
+        check_one_of(self, "no_neighbour", ("nearest_same_label", "plain_bilinear", "zero"))
+        check_one_of(self, "footprint", ("covariance", "published"))

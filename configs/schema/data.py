@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from configs.errors import ConfigError
 from configs.fields import REQUIRED, Choice, check_above, check_one_of, choice, key
 from configs.registry import Registry
-from configs.schema.common import ActorConfig, BackboneConfig, RayConfig, WindowsConfig
+from configs.schema.common import ActorConfig, BackboneConfig, RayConfig, SplatConfig, WindowsConfig
 
 RECONSTRUCTORS = Registry("reconstructor", "pipeline.reconstruct", "splat_and_distill.reconstructors")
 MASK_SOURCES = Registry("masks", "pipeline.masks", "splat_and_distill.mask_sources")
@@ -155,6 +155,8 @@ class OperatorsConfig:
 
     patch: int = key(14, before=14)
     """Pixels of a token's side, of the backbone that trains from them."""
+
+    splat: SplatConfig = key(SplatConfig)
 
     def __post_init__(self) -> None:
         if self.targets not in ("none", "all") and not (self.targets.isdecimal() and int(self.targets) > 0):

@@ -58,11 +58,15 @@ class SupervisedTokensConfig:
     blend: float = 0.5
     """Weight of the splatted feature against its mask's mean; 1: without blending."""
 
+    keep_by: str = "coverage"
+    """What `min_coverage` is compared with: `coverage` or `alpha`, as in training."""
+
     min_coverage: float = 0.5
-    """A token whose accumulated alpha is lower is left out of fitting and judging."""
+    """A token with less is left out of fitting and judging."""
 
     def __post_init__(self) -> None:
         check_share(self, "blend", "min_coverage")
+        check_one_of(self, "keep_by", ("coverage", "alpha"))
 
 
 @dataclass

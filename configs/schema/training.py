@@ -8,6 +8,8 @@ from enum import Enum
 from configs.errors import ConfigError
 from configs.fields import REQUIRED, check_above, check_one_of, check_share, key
 from configs.schema.common import BackboneConfig
+from configs.schema.network import CentringKind, HeadConfig, LoraConfig, TrainedConfig
+from configs.schema.supervision import SupervisionConfig
 
 
 class TeacherMode(Enum):
@@ -25,7 +27,11 @@ class TeacherConfig:
     """`ema`: follows the student; `frozen`: its tokens are read from the `features` column."""
 
     momentum: float = 0.999
-    """Share of the teacher that an update keeps."""
+    """Share of the teacher that an update keeps; unless `half_lives` says it."""
+
+    half_lives: float | None = key(None, before=None)
+    """How often, over the whole run, the teacher forgets half of what it was (published: 43); whatever the number of steps. null:
+    `momentum` holds."""
 
     every: int = 10
     """Steps from one update to the next."""
@@ -36,115 +42,54 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         check_share(self, "momentum")
         check_above(self, 0, "every")
+        if self.half_lives is not None:
+            check_above(self, 0, "half_lives")
+
+
+class LossKind(Enum):
+    """How a token is compared with its supervision."""
+
+    cross_entropy = "cross_entropy"
+    cosine = "cosine"
 
 
 @dataclass
-class LoraConfig:
-    """The low-rank updates that are trained in the backbone."""
+class LossConfig:
+    """What is minimised."""
 
-    rank: int = 8
-    """Of an update's two factors."""
+    kind: LossKind = key(LossKind.cross_entropy, before=LossKind.cross_entropy)
+    """`cross_entropy` between distributions over prototypes, through both heads; `cosine`, one less it, of the tokens without a head."""
 
-    alpha: int = 8
-    """Scale of an update, times 1/rank."""
-
-    dropout: float = 0.1
-    """Share of an update's inputs that is left out."""
-
-    patch_embed: bool = True
-    """Also on the patch embedding, as the published code has it."""
+    koleo: float = key(0.0, before=0.0)
+    """Weight of KoLeo, which spreads an image's tokens evenly."""
 
     def __post_init__(self) -> None:
-        check_above(self, 0, "rank")
-        check_share(self, "dropout")
-
-
-@dataclass
-class HeadConfig:
-    """The projection head, through which tokens become distributions over prototypes."""
-
-    hidden: int = 2048
-    """Width of its hidden layers."""
-
-    bottleneck: int = 256
-    """Width before the prototypes."""
-
-    prototypes: int = 65536
-    """How many."""
-
-    student_temperature: float = 1.0
-    """Of the student's softmax."""
-
-    teacher_temperature: float = 1.0
-    """Of the teacher's softmax; below 1 sharpens."""
-
-    def __post_init__(self) -> None:
-        check_above(self, 0, "hidden", "bottleneck", "prototypes", "student_temperature", "teacher_temperature")
-
-
-class SupervisionMode(Enum):
-    """Where the splat comes from."""
-
-    operators = "operators"
-    on_the_fly = "on_the_fly"
-    live = "live"
-
-
-class Control(Enum):
-    """Supervision from which no geometry can be learnt."""
-
-    none = "none"
-    no_geometry = "no_geometry"
-    shuffle = "shuffle"
-
-
-@dataclass
-class SupervisionConfig:
-    """What the student is to match."""
-
-    mode: SupervisionMode = SupervisionMode.operators
-    """`operators`: read from their column; `on_the_fly`: built by the loader from the Gaussians; `live`: all channels splatted."""
-
-    masks: str = "masks"
-    """The column of `on_the_fly` and `live`, whose labels the lift and the blend go by."""
-
-    gaussians: str = "gaussians"
-    """The column of `on_the_fly` and `live`."""
-
-    operators: str = "operators"
-    """The column of operators."""
-
-    blend: float = 0.5
-    """Weight of the splatted feature against its mask's mean; 1: without blending."""
-
-    min_coverage: float = 0.5
-    """A token whose accumulated alpha is lower has no supervision."""
-
-    context_as_target: bool = True
-    """The target may be one of the context frames (2 draws in 9)."""
-
-    control: Control = Control.none
-    """What a training is compared with. `no_geometry`: every supervised token's target is the teacher's own token there, of the image that
-    the student sees; `shuffle`: the splatted tokens, permuted over the image."""
-
-    def __post_init__(self) -> None:
-        check_share(self, "blend", "min_coverage")
-        if self.control is Control.no_geometry and self.blend < 1:
-            raise ConfigError(f"blend={self.blend}: control=no_geometry has no splatted token to blend; set blend to 1")
+        if self.koleo < 0:
+            raise ConfigError(f"koleo={self.koleo}: must be 0 or above")
 
 
 @dataclass
 class OptimizerConfig:
     """Adam, with one cosine cycle."""
 
-    lr: float = 2.0e-5
-    """Peak of the cycle."""
+    lr: float | None = 2.0e-5
+    """Peak of the cycle. null: `reach` says it."""
+
+    reach: float = key(0.01, before=0.01)
+    """With lr=null the peak is reach * sqrt(batch / steps), so that runs of any length and batch move the weights about equally far.
+    Published: 2e-5 at batch 1 and 300,001 steps, which is 0.011."""
 
     warmup: float = 0.01
     """Share of the steps."""
 
+    clip: float | None = key(None, before=None)
+    """Largest norm of the gradient; null: no limit."""
+
     def __post_init__(self) -> None:
-        check_above(self, 0, "lr")
+        check_above(self, 0, "reach")
+        for name in ("lr", "clip"):
+            if getattr(self, name) is not None:
+                check_above(self, 0, name)
         check_share(self, "warmup")
 
 
@@ -224,13 +169,33 @@ class TrainConfig:
     device: str = "auto"
     """`auto`: cuda where there is one, else cpu; `cpu`; `cuda`."""
 
+    accumulate: int = key(1, before=1)
+    """Parts in which a rank takes its rows of a step, one after the other; the gradient is that of all."""
+
+    precision: str = key("auto", before="fp32")
+    """Of the networks: `bf16` (autocast; softmax, sums, supervision and weights stay float32), `fp32`, or `auto`, bf16 on a GPU that has
+    it."""
+
+    tf32: bool = key(True, before=False)
+    """Matrix products of float32 on a GPU in TF32, as published."""
+
+    compile: bool = key(False, before=False)
+    """The backbone's blocks through torch.compile: minutes at the start, steps faster after."""
+
+    allow_unstable: bool = key(False, before=True)
+    """Train with settings that are known to collapse."""
+
     backbone: BackboneConfig = key(BackboneConfig, presets="backbone")
+
+    trained: TrainedConfig = key(TrainedConfig)
 
     teacher: TeacherConfig = key(TeacherConfig)
 
     lora: LoraConfig = key(LoraConfig)
 
     head: HeadConfig = key(HeadConfig)
+
+    loss: LossConfig = key(LossConfig)
 
     supervision: SupervisionConfig = key(SupervisionConfig)
 
@@ -243,11 +208,25 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps."""
 
+    checkpoint_background: bool = key(False, before=False)
+    """Write them while training goes on; each then takes twice its memory for a while."""
+
     picture_every: int = 1000
     """Steps from one PCA panel of supervision and student to the next."""
 
     def __post_init__(self) -> None:
-        check_above(self, 0, "steps", "batch", "checkpoint_every", "picture_every")
+        check_above(self, 0, "steps", "batch", "accumulate", "checkpoint_every", "picture_every")
         check_one_of(self, "device", ("auto", "cpu", "cuda"))
+        check_one_of(self, "precision", ("auto", "fp32", "bf16"))
         if self.until is not None and self.until < 1:
             raise ConfigError(f"until={self.until}: must be at least 1, or null")
+        if self.supervision.direct and self.teacher.mode is TeacherMode.frozen:
+            raise ConfigError("supervision.direct=true: the student needs the context's images, which teacher.mode=frozen does not read; "
+                              "set teacher.mode=ema")  # fmt: skip
+        sharp = self.head.teacher_temperature < 1 and self.loss.kind is LossKind.cross_entropy
+        if sharp and self.teacher.mode is TeacherMode.ema and self.head.centring is CentringKind.none and not self.allow_unstable:
+            raise ConfigError(
+                f"head.teacher_temperature={self.head.teacher_temperature} sharpens a teacher that moves, and nothing centres it: the head "
+                "collapses onto a few prototypes; set head.centring=sinkhorn or mean, teacher.mode=frozen, head.teacher_temperature=1, or "
+                "allow_unstable=true"
+            )

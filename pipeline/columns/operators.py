@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.fields import Choice
+from configs.fields import Choice, plain
+from configs.schema import SplatConfig
 from pipeline.columns.gaussians import GaussiansMaker
 from pipeline.columns.job import Content
 from storage.provenance import Provenance
@@ -17,19 +18,18 @@ from storage.records.operators import FORMAT_VERSION, encode_operator, operator_
 from storage.shard import Row
 from storage.table import Table
 
+AS_EVER = (("footprint", "covariance"), ("mask_aware", True))  # what columns do not name: those of release 0.1.0 had no such choice
+
 
 def operators_provenance(
     sources: Mapping[str, str], masks: str, note: Provenance, reconstructor: Mapping[str, Any], grid: tuple[int, int], targets: str,
-    values: str, recorded: Mapping,
+    values: str, splat: SplatConfig, recorded: Mapping,
 ) -> Provenance:  # fmt: skip
     """Of `operators`. sources: fingerprints of the columns that it is made from, by name, `masks` among them; note: that of `frames`;
-    grid: (h,w) tokens of an image.
-
-    The lift rule is named as it is: bilinear between the tokens that carry a pixel's own label, the published align-corners grid.
-    """
+    grid: (h,w) tokens of an image."""
     settings = {
         "kind": "operators", "reconstructor": dict(reconstructor), "grid": list(grid), "targets": targets, "values": values, "masks": masks,
-        "lift": {"no_neighbour": "zero", "upsample_grid": "align_corners"},
+        "lift": {name: value for name, value in plain(splat).items() if (name, value) not in AS_EVER},
         **{name: note.settings[name] for name in ("source", "licence")},
     }  # fmt: skip
     return Provenance(sources, settings, FORMAT_VERSION, recorded)
@@ -44,9 +44,10 @@ class OperatorsMaker:
 
     def __init__(
         self, dataset: str, windows: str, masks: str, gaussians: str | None, reconstructor: Choice, column: str, provenance: str,
-        targets: str, values: str, pins: Mapping[str, str], patch: int,
+        targets: str, values: str, pins: Mapping[str, str], patch: int, splat: SplatConfig,
     ) -> None:  # fmt: skip
-        self.column, self.provenance, self.targets, self.values, self.patch = column, provenance, targets, values, patch
+        self.column, self.provenance, self.targets, self.values = column, provenance, targets, values
+        self.patch, self.splat = patch, splat
         self.table = Table.open(dataset, [windows, masks, *([gaussians] if gaussians else [])], pins)
         self.reconstructed = None if gaussians else GaussiansMaker(dataset, windows, reconstructor, column, pins)
 
@@ -61,7 +62,7 @@ class OperatorsMaker:
             context, targets = row.context(labels=True), row.targets(labels=True)
             cloud = made[row.key] if made else self._stored(row.number)
             gaussians = decode_gaussians(cloud, [view.camera for view in context])
-            splat, members = WindowSplat(gaussians, context, self.patch), {}
+            splat, members = WindowSplat(gaussians, context, self.patch, self.splat), {}
             for index in target_indices(self.targets, len(targets)):
                 source = operator_source(self.provenance, row.key, self.table.frames.key(row.window().targets[index]))
                 operator = splat.operator(targets[index], source_hash=source)

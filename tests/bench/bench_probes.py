@@ -40,7 +40,8 @@ def rooms(folder: Path, split: str, seed: int) -> str:
     """A dataset of four rooms, 24 frames each."""
     words = ["rooms=4", "frames=24", f"seed={seed}", "val=0", "walk_step=3", "ray.workers=1"]
     spent("pipeline/make_rooms.py", f"root={folder}/{split}-rooms", *words)
-    small = ["features=none", "width=336", "height=224", "source=synthetic-rooms", "licence=MIT", "windows.stride=2", "windows.max_rotation=45"]
+    small = ["features=none", "width=336", "height=224", "windows.stride=2", "windows.max_rotation=45"]
+    small += ["source=synthetic-rooms", "licence=MIT"]
     spent("pipeline/build_shards.py", f"root={folder}/{split}-rooms", f"dataset={folder}/{split}", *small, "ray.workers=1")
     return f"data.{split}={folder}/{split}"
 

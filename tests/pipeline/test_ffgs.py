@@ -18,7 +18,7 @@ import torch
 
 from configs import ConfigError, load
 from configs.fields import Choice
-from configs.schema import CacheGaussiansConfig
+from configs.schema import CacheGaussiansConfig, SplatConfig
 from pipeline.columns.gaussians import GaussiansMaker
 from pipeline.columns.operators import OperatorsMaker
 from pipeline.plan.windows import PlannedWindow
@@ -181,7 +181,7 @@ def test_gaussians_of_no_pixel_reach_the_operators(settings: dict[str, Any], sav
     assert not got.pixel_aligned
     assert len(got) == settings.get("count", 2 * WIDTH * HEIGHT)
     np.testing.assert_allclose(got.means, made.means, atol=1e-3)
-    maker = OperatorsMaker(url, "windows", "masks", None, config, "operators", "made", "all", "f16", pins, 14)
+    maker = OperatorsMaker(url, "windows", "masks", None, config, "operators", "made", "all", "f16", pins, 14, SplatConfig())
     ((key, rows),) = maker.make(0)["operators"].rows
     source = operator_source("made", key, "scene-1")
     operator = decode_operator({"operator.safetensors": rows["01.operator.safetensors"]}, source)

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from configs import ConfigError, load
-from configs.schema import BackboneConfig, CacheGaussiansConfig, ExportConfig, TrainConfig
+from configs.schema import BackboneConfig, CacheGaussiansConfig, ExportConfig, SplatConfig, TrainConfig
 from pipeline.cache_gaussians import run as cache_gaussians
 from pipeline.columns.features import FeaturesMaker, features_plan, features_provenance
 from pipeline.columns.operators import OperatorsMaker
@@ -139,7 +139,9 @@ def test_a_frozen_teachers_tokens_must_be_of_the_same_grid_and_weights(datasets:
 def test_the_column_of_operators_is_made_on_the_grid_that_is_asked_for(datasets: dict[int, str]) -> None:
     table = Table.open(datasets[14], ["masks", "windows", "gaussians"])
     for patch, grid in ((14, (4, 4)), (16, (3, 3))):
-        maker = OperatorsMaker(datasets[14], "windows", "masks", "gaussians", {}, "operators", "made", "all", "f16", table.pins(), patch)
+        maker = OperatorsMaker(
+            datasets[14], "windows", "masks", "gaussians", {}, "operators", "made", "all", "f16", table.pins(), patch, SplatConfig()
+        )
         ((_, members),) = maker.make(0)["operators"].rows
         source = operator_source("made", table.windows.key(0), table.frames.key(0))
         assert decode_operator({OPERATOR_MEMBERS[0]: members[operator_member(0)]}, source).grid == grid

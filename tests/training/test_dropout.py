@@ -9,6 +9,7 @@ from configs.schema import LoraConfig, TrainConfig
 from tests.training.conftest import CONTEXT, HEIGHT, WIDTH
 from training.data.loader import StepSampler
 from training.data.rows import open_rows
+from training.model.head import DinoHead
 from training.model.lora import RowDropout, add_lora, seed_rows
 from training.model.network import build_networks
 from training.model.registry import find_spec
@@ -51,17 +52,16 @@ def test_student_and_teacher_get_the_seeds_of_the_rows_and_of_the_views(tiny: st
     views: list[int] = []
 
     class Teacher:
+        head = DinoHead(8, 4, 4, 4)
+
         def tokens(self, images: torch.Tensor, seeds: list[int]) -> torch.Tensor:
             assert len(images) == len(seeds)
             views.extend(seeds)
             return torch.zeros(len(images), 2, 3, 8)
 
-        def head(self, tokens: torch.Tensor) -> torch.Tensor:
-            return tokens
-
     rows = open_rows(config(f"dataset={tiny}"))
     for choices in StepSampler(len(rows), seed=0, batch=2, steps=range(3), rank=0, world=1):
         batch = rows.decode(rows.fetch(choices))
         supervision = supervise(rows.config, Teacher(), batch)  # type: ignore[arg-type]
-        assert distill(rows.config, lambda images, seeds, *_: seeds, Teacher(), batch, supervision) == batch.seeds  # type: ignore[arg-type]
+        assert distill(rows.config, lambda images, seeds, *_: seeds, Teacher(), batch, supervision, None) == batch.seeds  # type: ignore[arg-type]
     assert len(set(views)) == len(views) == 3 * 2 * len(CONTEXT)

@@ -1,6 +1,7 @@
 """Backbone, LoRA, head, teacher and schedule against the published ones."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,8 @@ from training.model.lora import RowDropout, add_lora, merged_state_dict, seed_ro
 from training.model.registry import find_spec
 from training.model.weights import hash_weights, load_weights, read_state_dict
 from training.objective.ema import update_teacher
-from training.objective.loss import token_cross_entropy
+from training.objective.loss import PrototypeTargets, prototype_cross_entropy
 from training.objective.schedule import one_cycle
-from training.objective.teacher_targets import SoftmaxTargets
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "snd"
 DEMO = BackboneConfig("vit_small_patch14_dinov2", "random", 0)
@@ -39,25 +39,34 @@ def test_preprocess_golden(name: str) -> None:
 def test_head_and_loss_golden(name: str) -> None:
     golden = np.load(GOLDEN / f"{name}.npz")
     *sizes, layers = golden["head_dims"].tolist()
-    if sizes[3] > 10_000:
-        pytest.skip("the full-size head has stored norms only")
-    heads = {who: published_head(who, sizes, layers) for who in ("student", "teacher")}
+    student, teacher = (published_head(who, sizes, layers) for who in ("student", "teacher"))
     features = torch.from_numpy(golden["student_features"]).requires_grad_()
     holes = torch.from_numpy(golden["err_mask"])
 
     def tokens(maps: torch.Tensor) -> torch.Tensor:
         return maps.masked_fill(holes, 0).permute(0, 1, 3, 4, 2).flatten(0, 3)
 
-    student = heads["student"](tokens(features))
-    teacher = heads["teacher"](tokens(torch.from_numpy(golden["teacher_features"])))
-    losses = token_cross_entropy(student, SoftmaxTargets().probabilities(teacher))
-    losses.mean().backward()
-    np.testing.assert_allclose(student.detach().numpy(), golden["student_logits"], atol=1e-6)
-    np.testing.assert_allclose(teacher.detach().numpy(), golden["teacher_logits"], atol=1e-6)
-    np.testing.assert_allclose(losses.detach().numpy(), golden["per_token_ce"], atol=1e-5)
+    own, theirs = tokens(features), tokens(torch.from_numpy(golden["teacher_features"]))
+    with torch.no_grad():
+        targets = PrototypeTargets(teacher.points(theirs), teacher.last_layer.rows())
+    for who, head, given in (("student", student, own), ("teacher", teacher, theirs)):
+        np.testing.assert_allclose(head(given).detach(), golden[f"{who}_logits"], atol=1e-6)
+    losses = [prototype_cross_entropy(*one_token(student, own, n), of_token(targets, n)).loss.item() for n in range(len(own))]
+    np.testing.assert_allclose(losses, golden["per_token_ce"], atol=1e-5)
+    found = prototype_cross_entropy(student.points(own), student.last_layer.rows(), targets)
+    np.testing.assert_allclose(float(found.loss) / len(own), golden["loss"], atol=1e-5)
+    (found.loss / len(own)).backward()
     np.testing.assert_allclose(features.grad.numpy(), golden["grad_student_features"], rtol=1e-3, atol=1e-7)
-    for key, parameter in heads["student"].named_parameters():
+    for key, parameter in student.named_parameters():
         np.testing.assert_allclose(parameter.grad.numpy(), golden[f"grad.{key}"], rtol=1e-3, atol=1e-7)
+
+
+def one_token(head: DinoHead, tokens: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return head.points(tokens[n : n + 1]).detach(), head.last_layer.rows().detach()
+
+
+def of_token(targets: PrototypeTargets, n: int) -> PrototypeTargets:
+    return replace(targets, points=targets.points[n : n + 1])
 
 
 def published_head(who: str, sizes: list[int], layers: int) -> DinoHead:

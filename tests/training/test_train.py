@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from configs import ConfigError, load
-from configs.schema import TrainConfig
+from configs.compose import presets
+from configs.schema import ExportConfig, SplatConfig, SupervisionMode, TrainConfig
 from pipeline.columns.gaussians import gaussians_provenance, windows_plan
 from pipeline.columns.operators import OperatorsMaker, operators_provenance
 from pipeline.reconstruct.depth import DepthReconstructor
@@ -23,12 +27,15 @@ from storage.records.gaussians import encode_gaussians
 from storage.table import Table
 from tests.conftest import REPOSITORY
 from training import checkpoint
+from training.export import run as export
 from training.metrics import read_metrics
+from training.model.weights import load_weights
 from training.train import run
 
 # A head small enough for two cores. Temperatures below 1 give a gradient that 40 steps can follow; the published ones need thousands.
 SMALL = ("backbone=demo", "batch=2", "steps=40", "head.hidden=64", "head.prototypes=256", "head.student_temperature=0.1",
-         "head.teacher_temperature=0.05", "optimizer.lr=0.001", "loader.workers=0", "checkpoint_every=20", "picture_every=1000",
+         "head.teacher_temperature=0.05", "head.centring=mean",
+         "optimizer.lr=0.001", "loader.workers=0", "checkpoint_every=20", "picture_every=1000",
          "teacher.every=1", "teacher.momentum=0.99", "device=cpu", "supervision.mode=on_the_fly")  # fmt: skip
 
 
@@ -40,6 +47,11 @@ def losses(output: Path | str) -> np.ndarray:
     metrics = read_metrics(str(output))
     assert [m["step"] for m in metrics] == list(range(len(metrics)))
     return np.array([m["loss"] for m in metrics])
+
+
+def divergences(output: Path | str) -> np.ndarray:
+    """The loss less what it is at least, the entropy of its targets, which moves as they are centred."""
+    return np.array([m["loss"] - m["target_entropy"] * np.log(256) for m in read_metrics(str(output))])
 
 
 def torchrun(ranks: int, *overrides: str, **popen) -> subprocess.Popen:
@@ -88,15 +100,15 @@ def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(dataset: str, und
     done = checkpoint.steps(str(tmp_path))
     assert len(done) == 1
     assert 3 <= done[0] < 40
+    assert json.loads((tmp_path / "state.json").read_text()) == {"step": done[0], "steps": 40, "requeue": True}
     np.testing.assert_allclose(losses(tmp_path), losses(undisturbed)[: done[0]], rtol=1e-6)
 
 
 def test_the_loss_falls_further_than_with_shuffled_supervision(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
     run(config(dataset, tmp_path, "until=24", "supervision.control=shuffle"))
     true, control = ([m["cosine"] for m in read_metrics(str(o))][:24] for o in (undisturbed, tmp_path))
-    true_loss, control_loss = losses(undisturbed)[:24], losses(tmp_path)
-    assert true_loss[-10:].mean() < true_loss[:5].mean()
-    assert true_loss[:5].mean() - true_loss[-10:].mean() > control_loss[:5].mean() - control_loss[-10:].mean()
+    true_fall, control_fall = (divergences(o)[:5].mean() - divergences(o)[14:24].mean() for o in (undisturbed, tmp_path))
+    assert true_fall > max(control_fall, 0)
     assert np.mean(true[-10:]) > np.mean(control[-10:]) + 0.05
 
 
@@ -128,9 +140,10 @@ def free_columns(dataset: str) -> tuple[str, str]:
     sources = {**table.columns, "free": gaussians.write_index(plan, of)}
     fingerprints = {name: index.provenance for name, index in sources.items()}
     pins = {name: index.sha256 for name, index in sources.items()}
-    provenance = operators_provenance(fingerprints, "masks", note, made, (6, 9), "all", "f16", {})
+    provenance = operators_provenance(fingerprints, "masks", note, made, (6, 9), "all", "f16", SplatConfig(), {})
     operators.declare(provenance)
-    maker = OperatorsMaker(dataset, "windows", "masks", "free", {}, "free-operators", provenance.fingerprint, "all", "f16", pins, 14)
+    how = (provenance.fingerprint, "all", "f16", pins, 14, SplatConfig())
+    maker = OperatorsMaker(dataset, "windows", "masks", "free", {}, "free-operators", *how)
     plan = windows_plan(windows, provenance, [sources["masks"]], [sources["free"]])
     for shard in plan:
         operators.commit(shard, maker.make(shard.number)["free-operators"].rows, provenance.fingerprint)
@@ -158,6 +171,94 @@ def test_without_blending_and_with_a_frozen_teacher(dataset: str, undisturbed: P
     assert losses(tmp_path / "no-blending")[0] != pytest.approx(losses(undisturbed)[0], rel=1e-6)
     # Before the first step the teacher is the backbone itself, so cached tokens (half precision) give the same supervision.
     assert losses(tmp_path / "frozen")[0] == pytest.approx(losses(undisturbed)[0], rel=1e-3)
+
+
+def test_parts_of_a_step_give_the_losses_of_one(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    run(config(dataset, tmp_path, "until=8", "accumulate=2", "loader.workers=2"))
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed)[:8], rtol=1e-4)
+    first, whole = read_metrics(str(tmp_path))[0], read_metrics(str(undisturbed))[0]
+    assert first["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert first["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+
+
+def test_options_of_the_step_change_it(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    """None is ignored: the first loss, the gradient or what follows is another."""
+    wanted = read_metrics(str(undisturbed))[:3]
+    for word, differs in (
+        ("precision=bf16", "loss"),
+        ("loss.kind=cosine", "loss"),
+        ("loss.koleo=0.1", "loss"),
+        ("head.centring=sinkhorn", "loss"),
+        ("head.centre_momentum=0.1", "next"),
+        ("teacher.half_lives=40", "next"),
+        ("trained.part=all", "grad_norm"),
+        ("trained.part=last_blocks", "grad_norm"),
+        ("optimizer.clip=0.001", "next"),
+        ("optimizer.lr=null", "next"),
+    ):
+        run(config(dataset, tmp_path / word, "until=3", word))
+        found = read_metrics(str(tmp_path / word))
+        assert np.isfinite([found[2]["loss"], found[2]["grad_norm"]]).all(), word
+        if differs == "next":
+            assert found[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=1e-6), word
+            assert found[2]["loss"] != pytest.approx(wanted[2]["loss"], rel=1e-7), word
+        else:
+            assert found[0][differs] != pytest.approx(wanted[0][differs], rel=1e-6), word
+    bf16 = read_metrics(str(tmp_path / "precision=bf16"))
+    assert bf16[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=0.02)
+    reach = read_metrics(str(tmp_path / "optimizer.lr=null"))
+    assert reach[1]["lr"] / wanted[1]["lr"] == pytest.approx(0.01 * (2 / 40) ** 0.5 / 0.001)
+
+
+def test_every_preset_trains(dataset: str, tmp_path: Path) -> None:
+    """Ten steps. Where a preset reads operators they are built here, by its own rule."""
+    small = ("backbone=demo", "batch=2", "until=10", "head.hidden=16", "head.bottleneck=8", "head.prototypes=64", "loader.workers=0",
+             "checkpoint_every=1000", "picture_every=1000", "device=cpu", "supervision.masks=masks")  # fmt: skip
+    for name in presets("experiment"):
+        mode = load(TrainConfig, ["dataset=x", "output=y", f"experiment={name}"]).supervision.mode
+        words = ["supervision.mode=on_the_fly"] if mode is SupervisionMode.operators else []
+        run(load(TrainConfig, [f"dataset={dataset}", f"output={tmp_path / name}", f"experiment={name}", *small, *words]))
+        found = read_metrics(str(tmp_path / name))
+        assert len(found) == 10, name
+        assert all(np.isfinite(m["loss"]) and m["kept_tokens"] > 0 for m in found), name
+
+
+def test_blocks_and_whole_backbones_are_trained_and_exported(dataset: str, tmp_path: Path) -> None:
+    for part, moved in (("last_blocks", {"10", "11"}), ("all", {str(n) for n in range(12)})):
+        output = tmp_path / part
+        run(config(dataset, output, "until=3", f"trained.part={part}", "trained.blocks=2"))
+        export(load(ExportConfig, [f"run={output}", f"output={output}", "network=student"]))
+        base = load_weights(config(dataset, output).backbone)
+        exported = torch.load(output / "dinov2_small_snd.pth", weights_only=True)
+        changed = {name for name, tensor in base.items() if not torch.equal(exported[name], tensor)}
+        assert {name.split(".")[1] for name in changed if name.startswith("blocks.")} == moved
+        assert "norm.weight" in changed
+        assert ("patch_embed.proj.weight" in changed) == (part == "all")
+        assert "pos_embed" not in changed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_give_the_same_losses(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    run(config(dataset, tmp_path, "until=4", "compile=true"))
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed)[:4], rtol=1e-4)
+    assert set(checkpoint.load(str(tmp_path), 4)[0]["student"]) == set(checkpoint.load(str(undisturbed), 40)[0]["student"])
+
+
+def test_checkpoints_in_the_background_and_what_a_scheduler_reads(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    run(config(dataset, tmp_path, "until=4", "checkpoint_every=1", "checkpoint_background=true"))
+    assert checkpoint.steps(str(tmp_path)) == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "state.json").read_text()) == {"step": 4, "steps": 40, "requeue": False}
+    state, wanted = checkpoint.load(str(tmp_path), 4)[0], losses(undisturbed)[:4]
+    np.testing.assert_array_equal(losses(tmp_path), wanted)
+    assert state["centre"]["mean"].any()
+
+
+def test_a_sharp_teacher_that_moves_uncentred_is_refused(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"head.teacher_temperature=0.05 sharpens a teacher that moves.*allow_unstable=true"):
+        config(dataset, tmp_path, "head.centring=none")
+    for word in ("allow_unstable=true", "head.teacher_temperature=1", "teacher.mode=frozen", "loss.kind=cosine"):
+        config(dataset, tmp_path, "head.centring=none", word)
 
 
 def test_fewer_rows_than_one_batch_and_the_end_of_an_epoch(dataset: str, tmp_path: Path) -> None:

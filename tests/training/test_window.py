@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs import load
-from configs.schema import TrainConfig
+from configs.schema import SplatConfig, TrainConfig
 from pipeline.plan.windows import PlannedWindow
 from pipeline.reconstruct.depth import DepthReconstructor
 from storage.domain import Camera, Frame, Gaussians
@@ -94,7 +94,8 @@ def test_operators_keep_the_bytes_of_release_0_1_0() -> None:
     """Rebuilt from the Gaussians and masks of the stored dataset."""
     table = Table.open(str(GOLDEN), ["masks", "windows", "gaussians", "operators"])
     row = table.row(0)
-    splat = WindowSplat(row.gaussians(), row.context(labels=True))
+    published = SplatConfig(upsample_grid="align_corners", no_neighbour="zero")
+    splat = WindowSplat(row.gaussians(), row.context(labels=True), rule=published)
     for i, target in enumerate(row.targets(labels=True)):
         (stored,) = table.reader.read([table.locate("operators", 0, operator_member(i))])
         (rebuilt,) = encode_operator(splat.operator(target, source_hash=row.operator_source(i))).values()

@@ -1,6 +1,8 @@
 """From a step's number to its batch, several batches in flight in every worker.
 
 for batch in step_batches(rows, config, range(20, 40), rank=0, world=2): ...    # batch i: this rank's rows of step 20 + i
+
+With `accumulate` parts a step there are that many batches for each, one after the other.
 """
 
 from __future__ import annotations
@@ -21,47 +23,51 @@ from training.data.order import step_rows
 from training.data.rows import Choice, WindowRows
 
 
-def check_share(batch: int, world: int) -> None:
-    """Raises ConfigError where the ranks cannot share a batch equally."""
-    if batch % world:
-        raise ConfigError(f"batch={batch} rows a step cannot be shared equally by {world} ranks; choose a multiple of {world}")
+def check_share(batch: int, world: int, accumulate: int = 1) -> None:
+    """Raises ConfigError where the ranks cannot share a batch equally, or a rank its share in so many parts."""
+    if batch % (world * accumulate):
+        parts = f" in {accumulate} parts each" if accumulate > 1 else ""
+        raise ConfigError(
+            f"batch={batch} rows a step cannot be shared equally by {world} ranks{parts}; choose a multiple of {world * accumulate}"
+        )
 
 
 class StepSampler:
-    """For each step the (row, draw) pairs of one rank."""
+    """The (row, draw) pairs of one rank for each part of each step."""
 
-    def __init__(self, rows: int, seed: int, batch: int, steps: range, rank: int, world: int) -> None:
-        check_share(batch, world)
-        self.rows, self.seed, self.batch, self.steps, self.rank, self.world = rows, seed, batch, steps, rank, world
+    def __init__(self, rows: int, seed: int, batch: int, steps: range, rank: int, world: int, accumulate: int = 1) -> None:
+        check_share(batch, world, accumulate)
+        self.rows, self.seed, self.batch, self.rank, self.world, self.accumulate = rows, seed, batch, rank, world, accumulate
+        self.parts = [(step, part) for step in steps for part in range(accumulate)]
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.parts)
 
-    def choices(self, step: int) -> list[Choice]:
-        """What this rank reads for a step."""
+    def choices(self, step: int, part: int = 0) -> list[Choice]:
+        """What this rank reads for a part of a step."""
         choice = step_rows(self.rows, self.seed, step, self.batch)
-        mine = slice(self.rank, None, self.world)
+        mine = slice(self.rank + part * self.world, None, self.world * self.accumulate)
         return [(int(r), int(d)) for r, d in zip(choice.row[mine], choice.draw[mine], strict=True)]
 
     def __iter__(self) -> Iterator[list[Choice]]:
-        return map(self.choices, self.steps)
+        return (self.choices(*part) for part in self.parts)
 
 
 class BatchStream(torch.utils.data.IterableDataset):
-    """The batches of a sampler's steps. Of W workers, worker w makes every W-th, and keeps `ahead` of its own in flight."""
+    """The batches of a sampler. Of W workers, worker w makes every W-th, and keeps `ahead` of its own in flight."""
 
     def __init__(self, rows: WindowRows, sampler: StepSampler, ahead: int) -> None:
         self.rows, self.sampler, self.ahead = rows, sampler, ahead
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
-        steps = self.sampler.steps if worker is None else self.sampler.steps[worker.id :: worker.num_workers]
+        parts = self.sampler.parts if worker is None else self.sampler.parts[worker.id :: worker.num_workers]
         len(self.rows)  # opens the table, before threads share it
         waiting: deque[Future] = deque()
         with ThreadPoolExecutor(self.ahead, thread_name_prefix="fetch") as pool:
             try:
-                for step in steps:
-                    waiting.append(pool.submit(self.rows.fetch, self.sampler.choices(step)))
+                for part in parts:
+                    waiting.append(pool.submit(self.rows.fetch, self.sampler.choices(*part)))
                     if len(waiting) > self.ahead:  # one more than the pool fetches at a time: that many are in flight during decoding too
                         yield self.rows.decode(waiting.popleft().result())
                 while waiting:
@@ -75,7 +81,7 @@ def step_batches(
     rows: WindowRows, config: TrainConfig, steps: range, rank: int, world: int, pinned: bool = False
 ) -> torch.utils.data.DataLoader:
     """The batches of `steps` for one rank, in order, read ahead by worker processes (spawned, so that no client is forked)."""
-    sampler = StepSampler(len(rows), config.seed, config.batch, steps, rank, world)
+    sampler = StepSampler(len(rows), config.seed, config.batch, steps, rank, world, config.accumulate)
     workers = config.loader.workers
     ahead: dict[str, Any] = {"multiprocessing_context": multiprocessing.get_context("spawn")} if workers else {}
     return torch.utils.data.DataLoader(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from configs import ConfigError
-from configs.schema import SupervisionMode, TeacherMode, TrainConfig
+from configs.schema import SupervisionMode, TargetFrames, TeacherMode, TrainConfig
 from storage import codec
 from storage.column import Column
 from storage.domain import Frame
@@ -72,7 +72,9 @@ class WindowRows:
         supervision = config.supervision
         self.tokens = config.teacher.mode is TeacherMode.frozen
         self.cached = supervision.mode is SupervisionMode.operators
-        self.live = supervision.mode is SupervisionMode.live
+        # Whether batches hold Gaussians: `on_the_fly`, a GPU makes operators of them sooner than the loader.
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        self.live = supervision.mode is SupervisionMode.live or (supervision.mode is SupervisionMode.on_the_fly and on_gpu)
         self.patch = OPERATOR_PATCH if self.cached else find_spec(config.backbone.architecture).patch  # of the lifts that are made here
         self.withdrawn: frozenset[str] = frozenset()
 
@@ -165,14 +167,17 @@ class WindowRows:
 
     def _choose_target(self, row: int, draw: int, context: Sequence[int], targets: Sequence[int]) -> int:
         """The index of one of the window's targets, and of one that has an operator where those are read."""
-        indices = [i for i, frame in enumerate(targets) if self.config.supervision.context_as_target or frame not in context]
+        allowed = self.config.supervision.targets
+        indices = [
+            i for i, frame in enumerate(targets) if allowed is TargetFrames.all or (frame in context) == (allowed is TargetFrames.context)
+        ]
         if self.cached:
             operators = self.table.by_kind["operators"]
             present = self.table.row_in("operators", row)
             indices = [i for i in indices if operators.has(present, operator_member(i))]
         if not indices:
             raise ConfigError(
-                f"row {self.table.windows.key(row)}: no frame can be its target; set supervision.context_as_target=true, or build "
+                f"row {self.table.windows.key(row)}: no frame can be its target; set supervision.targets=all, or build "
                 "operators for more targets"
             )
         return indices[choose(draw, len(indices))]
@@ -223,11 +228,11 @@ class WindowRows:
         target = self._view(row.target, parts, labels)
         cloud = decode_gaussians({name: parts[name, row.row] for name in GAUSSIAN_MEMBERS}, [view.camera for view in context])
         if not self.live:
-            splat = WindowSplat(cloud, context, self.patch)
+            splat = WindowSplat(cloud, context, self.patch, self.config.supervision.splat)
             return {"operators": splat.operator(target, with_blend=self.config.supervision.blend < 1)}
         lift = None
         if not cloud.pixel_aligned:
-            splat = WindowSplat(cloud, context, self.patch)
+            splat = WindowSplat(cloud, context, self.patch, self.config.supervision.splat)
             cloud, lift = splat.gaussians, splat.lift
         return {
             **{name: torch.from_numpy(getattr(cloud, name)) for name in _GAUSSIANS},
@@ -260,4 +265,4 @@ def open_rows(config: TrainConfig, pins: Mapping[str, str] | None = None) -> Win
 
 def few(config: TrainConfig, batch: int) -> TrainConfig:
     """The same configuration for a batch of at most that many rows, read in this process."""
-    return dataclasses.replace(config, batch=min(batch, config.batch), loader=dataclasses.replace(config.loader, workers=0))
+    return dataclasses.replace(config, batch=min(batch, config.batch), accumulate=1, loader=dataclasses.replace(config.loader, workers=0))

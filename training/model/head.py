@@ -9,15 +9,16 @@ from configs.schema import HeadConfig
 
 
 class Prototypes(torch.nn.Module):
-    """A weight-normalised linear layer without bias: row k is `weight_g[k] * weight_v[k] / |weight_v[k]|`. Parameter names as published."""
+    """Rows `weight_g[k] * weight_v[k] / |weight_v[k]|`: a weight-normalised linear layer without bias. Parameter names as published."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight_g = torch.nn.Parameter(torch.ones(outputs, 1))
         self.weight_v = torch.nn.Parameter(torch.empty(outputs, inputs).uniform_(-(inputs**-0.5), inputs**-0.5))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+    def rows(self) -> torch.Tensor:
+        """[K,D]: the prototypes."""
+        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
 
 
 class DinoHead(torch.nn.Module):
@@ -40,5 +41,9 @@ class DinoHead(torch.nn.Module):
     def from_config(cls, inputs: int, config: HeadConfig) -> DinoHead:
         return cls(inputs, config.hidden, config.bottleneck, config.prototypes)
 
+    def points(self, features: torch.Tensor) -> torch.Tensor:
+        """[..., C] -> [..., D], of unit length: where features lie among the prototypes."""
+        return F.normalize(self.mlp(features).float(), dim=-1, eps=1e-12)
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.last_layer(F.normalize(self.mlp(features), dim=-1, eps=1e-12))
+        return F.linear(self.points(features), self.last_layer.rows())

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from configs.schema import TrainConfig
+
+
+def update_momentum(config: TrainConfig) -> float:
+    """The share of the teacher that an update keeps."""
+    teacher = config.teacher
+    return teacher.momentum if teacher.half_lives is None else 0.5 ** (teacher.half_lives * teacher.every / config.steps)
+
 
 @torch.no_grad()
 def update_teacher(teacher: torch.nn.Module, student: torch.nn.Module, momentum: float) -> None:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import math
 
+from configs.schema import TrainConfig
+
 _START = 1 / 25  # of the peak
 _END = 1e-4 / 25
+
+
+def peak_rate(config: TrainConfig) -> float:
+    """The peak of the cycle: as given, or by `optimizer.reach`, so that runs of any length and batch move the weights about equally far.
+
+    Adam's steps are of the size of the rate, whatever the gradients; where these are noise they add up as a random walk, to
+    rate * sqrt(steps). A larger batch allows a rate larger by its root (Malladi et al. 2022).
+    """
+    optimizer = config.optimizer
+    return optimizer.reach * math.sqrt(config.batch / config.steps) if optimizer.lr is None else optimizer.lr
 
 
 def one_cycle(step: int, steps: int, peak: float, warmup: float) -> float:

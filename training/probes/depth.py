@@ -10,6 +10,8 @@ import torch
 
 METRICS = ("rmse", "abs_rel", "sq_rel", "d1", "d2", "d3", "log10", "rmse_log", "silog")
 PROBE3D_METRICS = ("d1", "d2", "d3", "rmse")
+_KINDS = ("probe3d", "probe3d_aligned")
+PROBE3D_BOTH = tuple(f"{kind}_{name}" for kind in _KINDS for name in PROBE3D_METRICS)
 KITTI_SIZE = (352, 1216)
 _EPS = 1e-3  # metres, inside the losses' logarithms
 _MEAN_WEIGHT = 0.15  # of the squared mean in the scale-invariant loss
@@ -104,6 +106,12 @@ def probe3d_depth_metrics(pred: torch.Tensor, gt: torch.Tensor, align: bool = Fa
     found = {f"d{k}": mean(ratio < 1.25**k) for k in (1, 2, 3)} | {"rmse": mean((gt - pred) ** 2).sqrt()}
     empty = ~valid.flatten(1).any(dim=1)
     return {name: value.masked_fill(empty, 0) for name, value in found.items()}
+
+
+def probe3d_both(pred: torch.Tensor, gt: torch.Tensor, crop: bool) -> dict[str, torch.Tensor]:
+    """`probe3d_depth_metrics` without and with alignment, by the names of PROBE3D_BOTH."""
+    found = [probe3d_depth_metrics(pred, gt, align, crop) for align in (False, True)]
+    return {f"{kind}_{name}": one[name] for kind, one in zip(_KINDS, found, strict=True) for name in PROBE3D_METRICS}
 
 
 def siglog_loss(pred: torch.Tensor, gt: torch.Tensor, warm_up: bool = False, bessel: bool = True) -> torch.Tensor:

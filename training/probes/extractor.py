@@ -16,7 +16,7 @@ import torch
 
 from configs import ConfigError
 from configs.fields import plain
-from configs.schema import BackboneConfig, EvaluateConfig, FeaturesConfig, HeadConfig, TrainConfig
+from configs.schema import BackboneConfig, EvaluateConfig, FeaturesConfig, HeadConfig, LossKind, TrainConfig
 from configs.stored import restore
 from storage import codec, location
 from storage.location import NotFound
@@ -194,8 +194,9 @@ def _of_run(config: EvaluateConfig, device: str) -> NetworkModel:
     own = state[config.network.value]
     architecture, blocks = trained.backbone.architecture, trained.backbone.blocks
     description = {"run": config.run, "step": step, "network": config.network.value, "trained_with": who}
-    plain_tokens = config.features == FeaturesConfig(padding=config.features.padding)
-    head = _head(trained.head, own, base) if plain_tokens else None
+    # Where it was trained on exactly these tokens.
+    headed = config.features == FeaturesConfig(padding=config.features.padding) and trained.loss.kind is LossKind.cross_entropy
+    head = _head(trained.head, own, base) if headed else None
     exported = export_state_dict(trained, base, own)
     return NetworkModel(
         Backbone(architecture, blocks, exported), config.features, description, device, Backbone(architecture, blocks, base), head,

@@ -74,7 +74,8 @@ class SupervisionModel:
             raise StorageError(f"{table.root}/{self.config.operators}, row {table.windows.key(row)}: {error}") from error
         h, w = operator.grid
         (decoded,) = table.read_frames([int(table.targets(row)[target])])
-        keep = torch.from_numpy(operator.alpha).view(h, w) >= self.config.min_coverage
+        there = operator.alpha if self.config.keep_by == "alpha" else operator.coverage
+        keep = torch.from_numpy(there).view(h, w) >= self.config.min_coverage
         keep &= patches_all_valid(torch.from_numpy(decoded.valid)[None], h, w)[0]
         return Tokens(FeatureMap(tokens.unflatten(1, (h, w)).permute(0, 3, 1, 2), None, (0, 0), patch), keep)
 

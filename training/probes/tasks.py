@@ -121,9 +121,7 @@ class DepthTask(ProbeTask):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        if self.choices.metric == "usual":
-            return depth.METRICS
-        return depth.METRICS + tuple(f"{kind}_{name}" for kind in ("probe3d", "probe3d_aligned") for name in depth.PROBE3D_METRICS)
+        return depth.METRICS if self.choices.metric == "usual" else depth.METRICS + depth.PROBE3D_BOTH
 
     def prepare(self, frame: ProbeFrame, train: bool) -> ProbeFrame:
         _need(frame.depth, frame, "depth")
@@ -166,10 +164,7 @@ class DepthTask(ProbeTask):
         # What `kitti` judges was cut in `prepare` to the size that its crop is made for.
         found = depth.depth_metrics(pred, gt, depth.valid_depth(gt, self.data.depth_range, self.data.depth_crop))
         if self.choices.metric == "probe3d":
-            indoor = self.data.depth_crop == "indoor"
-            for kind, align in (("probe3d", False), ("probe3d_aligned", True)):
-                scores = depth.probe3d_depth_metrics(pred, gt, align, indoor)
-                found |= {f"{kind}_{name}": value for name, value in scores.items()}
+            found |= depth.probe3d_both(pred, gt, self.data.depth_crop == "indoor")
         return {name: float(value) for name, value in found.items()}, None
 
 

@@ -22,14 +22,16 @@ class TokenTargets:
 
     features: Tensor  # [h,w,C]
     alpha: Tensor  # [h,w] accumulated alpha, sampled where the features are
+    coverage: Tensor  # [h,w] what tokens of ones would give there without blending: the part of alpha that carries a feature
+    drawn: Tensor  # [h,w] bool, whether alpha is above 0 at the patch's top-left pixel
 
 
-def blend_with_mask(features: Tensor, masks: Tensor, alpha: float = 0.5) -> Tensor:
+def blend_with_mask(features: Tensor, masks: Tensor, alpha: float = 0.5, unblended: int | None = None) -> Tensor:
     """alpha * features + (1 - alpha) * their mean over the pixels with the same label in the same image.
 
     features: [...,H,W,C] float. masks: [...,Hm,Wm] integer labels with the same leading sizes; another resolution is resized to (H,W) by
     nearest (top-left) neighbour. Every value is a label, 0 too; pixels that nothing was splatted to count in the means.
-    alpha = 1 returns the features themselves.
+    alpha = 1 returns the features themselves. unblended: a label whose pixels keep their features.
     Source: Splat and Distill, mask-aware blending.
     """
     if masks.shape[:-2] != features.shape[:-3] or masks.ndim != features.ndim - 1 or masks.ndim < 2:
@@ -45,7 +47,8 @@ def blend_with_mask(features: Tensor, masks: Tensor, alpha: float = 0.5) -> Tens
     labels_bhw = resize_nearest(masks, (height, width)).reshape(-1, height, width)
     means_mc, region = _region_means(features.reshape(-1, channels), labels_bhw)
     blended = torch.nn.functional.embedding(region, means_mc * (1.0 - alpha))
-    return blended.add_(features.reshape(-1, channels), alpha=alpha).view(features.shape)
+    blended = blended.add_(features.reshape(-1, channels), alpha=alpha).view(features.shape)
+    return blended if unblended is None else torch.where((labels_bhw == unblended).view(features.shape[:-1])[..., None], features, blended)
 
 
 def resize_nearest(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -56,12 +59,13 @@ def resize_nearest(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[..., rows[:, None], columns]
 
 
-def downsample(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[...,H,W,C] -> [...,h,w,C], bilinear without antialias: a token reads the 2x2 pixels round its patch's centre."""
+def downsample(features: Tensor, grid: tuple[int, int], area: bool = False) -> Tensor:
+    """[...,H,W,C] -> [...,h,w,C], bilinear without antialias: a token reads the 2x2 pixels round its patch's centre; area: all of it."""
     if features.ndim < 3:
         raise ValueError(f"features: shape {tuple(features.shape)}, expected [...,H,W,C]")
     channels_first = features.reshape(-1, *features.shape[-3:]).movedim(-1, 1)
-    tokens = torch.nn.functional.interpolate(channels_first, size=tuple(grid), mode="bilinear", align_corners=False)
+    how: dict = {"mode": "area"} if area else {"mode": "bilinear", "align_corners": False}
+    tokens = torch.nn.functional.interpolate(channels_first, size=tuple(grid), **how)
     return tokens.movedim(1, -1).reshape(*features.shape[:-3], *grid, features.shape[-1])
 
 
@@ -76,6 +80,8 @@ def render_token_targets(
     K: Tensor,
     blend: float = 0.5,
     grid: tuple[int, int] | None = None,
+    area: bool = False,
+    unblended: int | None = None,
     options: RasterOptions = DEFAULT,
 ) -> TokenTargets:
     """Lift, splat, blend and down-sample at full resolution: the teacher's context tokens as the target view should see them.
@@ -88,6 +94,7 @@ def render_token_targets(
         viewmat: [4,4] world-to-camera and K: [3,3] pixels of the target view, for the size of `target_mask`.
         blend: weight of the splatted feature against its mask's mean; 1 means no blending.
         grid: (h,w) of the targets; that of the tokens by default.
+        area, unblended: see `downsample` and `blend_with_mask`.
         options: how the Gaussians are drawn.
 
     Not normalised by alpha: where alpha < 1, targets shrink. Runs under `no_grad`. Source: Splat and Distill, supervision of the student.
@@ -102,12 +109,14 @@ def render_token_targets(
     view = Views(viewmat[None], K[None], width, height)
     if len(splats) != lift.gaussians:
         raise ValueError(f"means: {len(splats)} Gaussians, but {lift.gaussians} rows of lift; expected one each")
-    colors = lift.apply(tokens.flatten(0, 2).to(splats.means.dtype))
+    tokens = tokens.flatten(0, 2).to(splats.means.dtype)
+    colors = lift.apply(torch.cat([tokens, torch.ones_like(tokens[:, :1])], 1))
     check_scene(splats, view, colors)
     features_vhwc, alpha_vhw1 = render(splats, view, options, colors)
-    blended = blend_with_mask(features_vhwc[0], target_mask, blend)
-    grid = grid or (tokens.shape[1], tokens.shape[2])
-    return TokenTargets(downsample(blended, grid), downsample(alpha_vhw1[0], grid)[..., 0])
+    grid = grid or lift.grid[1:]
+    blended = blend_with_mask(features_vhwc[0, ..., :-1], target_mask, blend, unblended)
+    alpha, coverage = downsample(torch.cat([alpha_vhw1[0], features_vhwc[0, ..., -1:]], -1), grid, area).unbind(-1)
+    return TokenTargets(downsample(blended, grid, area), alpha, coverage, resize_nearest(alpha_vhw1[0, ..., 0] > 0, grid))
 
 
 def _region_means(features_pc: Tensor, labels_bhw: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def test_a_target_comes_with_the_valid_pixels_of_its_own_frame(tiny: str, mode: 
 def test_the_context_gives_no_target_where_it_must_not(tiny: str, mode: str) -> None:
     choices = [(row, draw) for row in range(2) for draw in range(2**57, 2**64, 2**59)]  # 32 draws, evenly spread
     for allowed, expected in (("true", set(TARGETS)), ("false", set(TARGETS) - set(CONTEXT))):
-        rows = rows_of(tiny, f"supervision.mode={mode}", f"supervision.context_as_target={allowed}")
+        rows = rows_of(tiny, f"supervision.mode={mode}", f"supervision.targets={allowed}")
         assert set(shown(rows.decode(rows.fetch(choices)))) == expected
 
 
@@ -54,8 +54,8 @@ def test_a_window_whose_context_is_all_that_could_be_its_target_is_refused(tmp_p
     write_dataset(
         str(tmp_path), [Scene("hall", tiny_frames(), [PlannedWindow((0, 4), (0, 4))])], DepthReconstructor(0.4).reconstruct, operators=True
     )
-    rows = rows_of(str(tmp_path), "supervision.context_as_target=false")
-    with pytest.raises(ConfigError, match=r"row hall-0: no frame can be its target; set supervision\.context_as_target=true"):
+    rows = rows_of(str(tmp_path), "supervision.targets=between")
+    with pytest.raises(ConfigError, match=r"row hall-0: no frame can be its target; set supervision\.targets=all"):
         rows.fetch([(0, 0)])
 
 

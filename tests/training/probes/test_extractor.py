@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Network]:
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     optimizer = torch.optim.Adam(student.trained().values())
     who = checkpoint.identity(config, hash_weights(base), "none")
-    checkpoint.save(run, checkpoint.TrainerState(student, teacher, optimizer, 7), who)
+    checkpoint.Writer(run, who).save(checkpoint.TrainerState(student, teacher, optimizer, 7))
     state = merged_state_dict(student.backbone)
     state["pos_embed"] = base["pos_embed"]
     torch.save(state, f"{run}/{file_name(config)}")

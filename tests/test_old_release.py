@@ -22,7 +22,10 @@ from training.metrics import read_metrics
 GOLDEN = Path(__file__).parent / "golden" / "release-0.1.0"
 RUN = ("backbone=demo", "batch=2", "loader.workers=0", "head.hidden=16", "head.bottleneck=8", "head.prototypes=64",
        "head.student_temperature=0.1", "head.teacher_temperature=0.05", "lora.rank=1", "lora.alpha=1", "optimizer.lr=0.001",
-       "teacher.momentum=0.9", "teacher.every=1", "checkpoint_every=100", "picture_every=100")  # fmt: skip
+       "teacher.momentum=0.9", "teacher.every=1", "checkpoint_every=100", "picture_every=100",
+       # What that release did, and this one does unless asked otherwise.
+       "allow_unstable=true", "supervision.keep_by=alpha", "supervision.splat.upsample_grid=align_corners",
+       "supervision.splat.no_neighbour=zero")  # fmt: skip
 MADE_AT = 1793491200  # 2026-11-01T00:00:00Z, of the raw files
 
 

@@ -41,6 +41,8 @@ _FREE = (
     "until",
     "steps",
     "allow_unstable",
+    "accumulate",
+    "compile",
 )
 
 
@@ -79,6 +81,9 @@ class TrainerState:
                 elif isinstance(own, int):
                     setattr(self, name, int(part))
                 else:
+                    if isinstance(own, torch.optim.Optimizer):  # how it computes is this device's business
+                        for saved, now in zip(part["param_groups"], own.param_groups, strict=True):
+                            saved["fused"] = now["fused"]
                     own.load_state_dict(part)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(f"{name}: {error}") from error

@@ -80,7 +80,7 @@ def distillation_panel(
     return figure
 
 
-_CURVES = {"excess_loss": "loss - ln K", "cosine": "cosine(student, supervision)", "lr": "learning rate"}
+_CURVES = {"excess_loss": "loss - ln K (of cosine: loss)", "cosine": "cosine(student, supervision)", "lr": "learning rate"}
 _JUDGED = {
     "match": "held out: matched within a patch",
     "effective_rank": "held out: effective rank",

@@ -9,12 +9,13 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from configs.schema import LossKind, TeacherMode, TrainConfig
+from configs.schema import LossKind, SupervisionMode, TeacherMode, TrainConfig
 from storage import codec, location
 from storage.location import join
 from training import checkpoint, figures
@@ -37,6 +38,7 @@ from training.preconditions import check_features, check_grids, check_same_end, 
 from training.probes import monitor
 from training.probes.consistency import entropy_share
 from training.probes.monitor import Monitor
+from training.splat.cuda.gsplat import gsplat_works
 
 
 class Trainer:
@@ -47,6 +49,7 @@ class Trainer:
         with ranks.together():
             self.device = choose_device(config.device)
             check_share(config.batch, ranks.world, config.accumulate)
+        self.config = config = _resolved(config, self.device)
         self.rows = pinned_rows(config, ranks)
         with ranks.together():
             self._build()
@@ -82,7 +85,8 @@ class Trainer:
         cuda = self.device.type == "cuda"
         if cuda:
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+            torch.backends.cudnn.allow_tf32 = config.tf32
+            self.rows.live |= config.supervision.mode is SupervisionMode.on_the_fly and gsplat_works()
         optimizer = torch.optim.Adam(student.trained().values(), lr=peak_rate(config), betas=(0.9, 0.999), eps=1e-8, fused=cuda)
         self.centring = make_centring(config.head, dist.all_reduce)
         centre = self.centring.to(self.device) if isinstance(self.centring, MeanCentring) else None
@@ -105,7 +109,7 @@ class Trainer:
             signal.signal(one, lambda *_: setattr(self, "signalled", True))
         if lead:
             print(f"{config.output}: steps {state.step} to {last} of {config.steps}, {len(self.rows)} rows, {self.ranks.world} ranks on "
-                  f"{self.device.type}, {_backbone_note(config)}", flush=True)  # fmt: skip
+                  f"{self.device.type} in {config.precision}, {_backbone_note(config)}", flush=True)  # fmt: skip
         metrics = Metrics(config.output, state.step, last) if lead else None
         writer = checkpoint.Writer(config.output, self.identity, config.checkpoint_background)
         if metrics:
@@ -127,6 +131,7 @@ class Trainer:
                 if state.step % config.checkpoint_every == 0 or self.stopping or state.step == last:
                     metrics.write(state.step)
                     writer.save(state)
+                    self._note(requeue=True)
                 if state.step % config.picture_every == 0 or state.step == config.steps:
                     location.write_bytes(join(config.output, "pictures", f"pca-{state.step:09d}.png"), self.picture())
             if self.stopping:
@@ -135,8 +140,8 @@ class Trainer:
         if metrics:
             writer.finish()
             metrics.close()
-            self._report()
             self._note(requeue=self.stopping and state.step < last)
+            self._report()
 
     def _note(self, requeue: bool) -> None:
         """Says in the run's folder where it is, and whether the same command is to be started again: torchrun does not say."""
@@ -153,12 +158,16 @@ class Trainer:
             now = {
                 "step": self.state.step,
                 "frames": self.monitor.digest,
-                **self.monitor.judge(self.state.student, self.config.head.student_temperature, self.device),
+                **self.monitor.judge(self.state.student, self._temperature(), self.device),
             }
             monitor.write(self.config.output, now)
         metrics.judged(now)
         for line in monitor.warnings([*before, now][0], now):
             print(f"{self.config.output}: {line}", flush=True)
+
+    def _temperature(self) -> float | None:
+        """Of the student's distributions, where it is trained by them."""
+        return self.config.head.student_temperature if self.config.loss.kind is LossKind.cross_entropy else None
 
     def _report(self) -> None:
         config, step = self.config, self.state.step
@@ -186,26 +195,33 @@ class Trainer:
         kept, loss, cosine, target_entropy, stop = sums[:5].tolist()
         self.stopping = stop > 0
         mean = loss / max(kept, 1.0)
-        if not math.isfinite(mean):
-            rows = ", ".join(key for batch in batches for key in batch.keys)
-            raise FloatingPointError(f"step {step}: the loss is {mean} (rank {self.ranks.rank}, rows {rows}); lower optimizer.lr")
         gradients = [parameter.grad for group in state.optimizer.param_groups for parameter in group["params"]]
         # DDP averages sums over ranks; this makes of it the mean over all kept tokens.
         torch._foreach_mul_(gradients, self.ranks.world / max(kept, 1.0))
         norm = torch.nn.utils.get_total_norm(gradients)
+        if not (math.isfinite(mean) and math.isfinite(float(norm))):
+            if self.ranks.rank == 0:
+                self._note(requeue=False)  # it would come to the same
+            rows = ", ".join(key for batch in batches for key in batch.keys)
+            raise FloatingPointError(
+                f"step {step}: the loss is {mean}, the norm of its gradient {float(norm)} (rank {self.ranks.rank}, rows {rows}); lower "
+                "optimizer.lr"
+            )
         if config.optimizer.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(state.student.trained().values(), config.optimizer.clip, norm)
+        if self.centring is not None:  # by the prototypes that its points lay among
+            self.centring.update(state.teacher.head.last_layer.rows())
         if config.teacher.mode is TeacherMode.ema and step % config.teacher.every == 0:
             update_teacher(state.teacher, state.student, update_momentum(config))
-        if self.centring is not None:
-            self.centring.update(state.teacher.head.last_layer.rows())
         lr = one_cycle(step, config.steps, peak_rate(config), config.optimizer.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.step()
         state.step += 1
         most = math.log(config.head.prototypes) if config.loss.kind is LossKind.cross_entropy else 0.0
-        entropies = {"target_entropy": target_entropy / max(kept, 1.0) / most, "head_entropy": entropy_share(sums[5:])} if most else {}
+        entropies = {}
+        if most and kept:
+            entropies = {"target_entropy": target_entropy / kept / most, "head_entropy": entropy_share(sums[5:])}
         return {
             "step": step, "loss": mean, "excess_loss": mean - most, "cosine": cosine / max(kept, 1.0), "lr": lr,
             "grad_norm": float(norm), **entropies,
@@ -216,7 +232,10 @@ class Trainer:
     def _backward(self, batch: Batch, last: bool) -> LossSums:
         """The sums of a part of a step, whose gradients are added up. last: then those of all ranks are averaged."""
         batch = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), nullcontext() if last else self.parallel.no_sync():
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),
+            nullcontext() if last else self.parallel.no_sync(),
+        ):
             supervision = supervise(self.config, self.state.teacher, batch)
             own = distill(self.config, self.parallel, self.state.teacher, batch, supervision, self.centring)
             own.loss.backward()
@@ -235,6 +254,15 @@ class Trainer:
         untrained = patch_tokens(self.untrained, images)
         title = f"step {self.state.step}, blend {config.supervision.blend}, {_backbone_note(config)}"
         return figures.to_png(figures.distillation_panel(batch, supervision, untrained, own, title))
+
+
+def _resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """With the precision that this device has: what a run began with binds it."""
+    cuda = device.type == "cuda"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return replace(config, precision=precision, tf32=config.tf32 and cuda)
 
 
 def _reads(batches: Sequence[Batch]) -> dict[str, float]:

@@ -223,6 +223,13 @@ class TrainConfig:
         if self.supervision.direct and self.teacher.mode is TeacherMode.frozen:
             raise ConfigError("supervision.direct=true: the student needs the context's images, which teacher.mode=frozen does not read; "
                               "set teacher.mode=ema")  # fmt: skip
+        if self.head.centring is CentringKind.sinkhorn and self.accumulate > 1:
+            raise ConfigError(
+                f"accumulate={self.accumulate}: head.centring=sinkhorn needs all tokens of a step at once; choose accumulate=1 or "
+                "head.centring=mean"
+            )
+        if self.head.centring is not CentringKind.none and self.loss.kind is LossKind.cosine:
+            raise ConfigError(f"head.centring={self.head.centring.value}: loss.kind=cosine has no head; set head.centring=none")
         sharp = self.head.teacher_temperature < 1 and self.loss.kind is LossKind.cross_entropy
         if sharp and self.teacher.mode is TeacherMode.ema and self.head.centring is CentringKind.none and not self.allow_unstable:
             raise ConfigError(

@@ -104,6 +104,22 @@ def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(dataset: str, und
     np.testing.assert_allclose(losses(tmp_path), losses(undisturbed)[: done[0]], rtol=1e-6)
 
 
+def test_a_scheduler_may_signal_all_of_a_run(dataset: str, tmp_path: Path) -> None:
+    """SIGUSR1 to the process group, the loader's worker too."""
+    words = [f"dataset={dataset}", f"output={tmp_path}", *SMALL, "checkpoint_every=1000", "loader.workers=1"]
+    process = subprocess.Popen([sys.executable, "training/train.py", *words], cwd=REPOSITORY, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    assert process.stdout is not None
+    printed, deadline = "", time.monotonic() + 120
+    while "2/40" not in printed and time.monotonic() < deadline and process.poll() is None:
+        printed += os.read(process.stdout.fileno(), 4096).decode()
+    os.killpg(process.pid, signal.SIGUSR1)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, printed + rest.decode()
+    (done,) = checkpoint.steps(str(tmp_path))
+    assert json.loads((tmp_path / "state.json").read_text()) == {"step": done, "steps": 40, "requeue": True}
+
+
 def test_the_loss_falls_further_than_with_shuffled_supervision(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
     run(config(dataset, tmp_path, "until=24", "supervision.control=shuffle"))
     true, control = ([m["cosine"] for m in read_metrics(str(o))][:24] for o in (undisturbed, tmp_path))

@@ -96,5 +96,5 @@ def step_batches(
 
 def _leave_signals_to_the_rank(_: int) -> None:
     """torchrun signals a rank's whole process group: a worker that died of it would take the rank along before its checkpoint."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(one, signal.SIG_IGN)

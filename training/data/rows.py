@@ -72,16 +72,15 @@ class WindowRows:
         supervision = config.supervision
         self.tokens = config.teacher.mode is TeacherMode.frozen
         self.cached = supervision.mode is SupervisionMode.operators
-        # Whether batches hold Gaussians: `on_the_fly`, a GPU makes operators of them sooner than the loader.
-        on_gpu = config.device != "cpu" and torch.cuda.is_available()
-        self.live = supervision.mode is SupervisionMode.live or (supervision.mode is SupervisionMode.on_the_fly and on_gpu)
+        # Batches hold the Gaussians. So they may `on_the_fly`, where the step makes operators of them.
+        self.live = supervision.mode is SupervisionMode.live
         self.patch = OPERATOR_PATCH if self.cached else find_spec(config.backbone.architecture).patch  # of the lifts that are made here
         self.withdrawn: frozenset[str] = frozenset()
 
     def with_labels(self) -> WindowRows:
         """The same rows, read with what pictures show."""
         rows = WindowRows(self.config, self.pins, labels=True)
-        rows.withdrawn = self.withdrawn
+        rows.withdrawn, rows.live = self.withdrawn, self.live
         return rows
 
     def __getstate__(self) -> dict:

@@ -1,4 +1,4 @@
-"""The networks that are trained: a frozen backbone with LoRA, and the head of the loss."""
+"""The networks that are trained: a backbone, by LoRA or some of its own parameters, and the head of the loss."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from configs import ConfigError
 from configs.schema import LossKind, TrainConfig, TrainedConfig, TrainedPart
 from training.model.backbone import StateDict, build_backbone, patch_tokens
 from training.model.head import DinoHead
@@ -33,7 +34,7 @@ class LossSums(NamedTuple):
 
 
 class Network(torch.nn.Module):
-    """Backbone with LoRA, and head: what the teacher is, and what the student trains."""
+    """Backbone and head: what the teacher is, and what the student trains."""
 
     backbone: Any
 
@@ -44,9 +45,6 @@ class Network(torch.nn.Module):
             add_lora(self.backbone, config.lora, config.seed)
         else:
             _thaw(self.backbone, config.trained)
-        if config.compile:
-            for block in self.backbone.blocks:
-                block.compile()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.head = DinoHead.from_config(self.backbone.num_features, config.head)
@@ -83,6 +81,8 @@ class Network(torch.nn.Module):
 def _thaw(backbone: Any, config: TrainedConfig) -> None:
     """Gives the parameters that are to be trained memory of their own, and a gradient."""
     whole = config.part is TrainedPart.all
+    if not whole and config.blocks > len(backbone.blocks):
+        raise ConfigError(f"trained.blocks={config.blocks}: the backbone has {len(backbone.blocks)}; choose fewer, or trained.part=all")
     parts = backbone if whole else torch.nn.ModuleList([*backbone.blocks[-config.blocks :], backbone.norm])
     for module in parts.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -109,7 +109,7 @@ class Student(Network):
         """The loss of a batch, as sums over its kept tokens.
 
         Args:
-            images_b3hw: target views, in [0,1].
+            images_b3hw: what the student sees, in [0,1].
             seeds: one for each image, from which its dropout is drawn.
             targets: what the M kept tokens should be, in the order of `keep_bhw`.
             keep_bhw: bool, the tokens that count.
@@ -130,7 +130,8 @@ class Student(Network):
             points, prototypes = self.head.points(tokens), self.head.last_layer.rows()
             loss, entropy, usage = prototype_cross_entropy(points, prototypes, targets.distributions, self.temperature)
         if self.koleo:
-            loss = loss + self.koleo * sum(koleo(one[keep]) for one, keep in zip(maps, keep_bhw, strict=True))
+            spread = keep_bhw if holes_bhw is None else keep_bhw & ~holes_bhw
+            loss = loss + self.koleo * sum(koleo(one[keep]) for one, keep in zip(maps, spread, strict=True))
         return LossSums(loss, cosine.detach().sum(), keep_bhw.sum(), entropy, usage)
 
 
@@ -138,4 +139,7 @@ def build_networks(config: TrainConfig, state: StateDict, height: int, width: in
     """Student and teacher, equal at the start. The teacher takes no gradient; its LoRA dropout is off unless `teacher.dropout`."""
     student, teacher = Student(config, state, height, width), Network(config, state, height, width)
     teacher.load_state_dict(student.state_dict())
+    if config.compile:
+        for block in (*student.backbone.blocks, *teacher.backbone.blocks):
+            block.compile()
     return student.train(), teacher.train(config.teacher.dropout).requires_grad_(False)

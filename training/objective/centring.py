@@ -66,17 +66,17 @@ class SinkhornCentring:
         """The M x K logits are made anew for each chunk of tokens and iteration."""
         # No logit is larger; without it their exponentials could overflow.
         most = torch.linalg.vector_norm(prototypes.float(), dim=1).max() / temperature
-        of_token = most.neg().expand(len(points), 1).clone()
+        of_token = most.neg().expand(len(points), 1)
         bias = torch.zeros(len(prototypes), device=points.device)
         parts = [slice(begin, begin + CHUNK) for begin in range(0, len(points), CHUNK)]
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations):
             use = torch.zeros_like(bias, dtype=torch.float64)
             for part in parts:
-                use += (_logits(points[part], prototypes, temperature) + of_token[part]).exp().sum(0, dtype=torch.float64)
+                logits = _logits(points[part], prototypes, temperature)
+                weight = of_token[part] if iteration == 0 else -torch.logsumexp(logits + bias, 1, keepdim=True)
+                use += (logits + weight).exp().sum(0, dtype=torch.float64)
             self.total(use)
             bias = -use.clamp_min(torch.finfo(torch.float32).tiny).log().float()
-            for part in parts:
-                of_token[part] = -torch.logsumexp(_logits(points[part], prototypes, temperature) + bias, 1, keepdim=True)
         return bias
 
     def update(self, prototypes: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from training.data.order import mix
 from training.model.network import LossSums, Network, Targets
 from training.objective.centring import Centring
 from training.objective.loss import PrototypeTargets
-from training.objective.supervision import Supervision, carried, shuffled, supervision_from
+from training.objective.supervision import Supervision, carry_over, shuffled, supervision_from
 
 
 @torch.no_grad()
@@ -56,7 +56,8 @@ def distill(
         student: a `Student`, or DDP around one.
         centring: of the teacher's distributions; None for none.
     """
-    tokens = supervision.tokens[supervision.keep]
+    tokens = supervision.tokens if supervision.holes is None else supervision.tokens.masked_fill(supervision.holes[..., None], 0)
+    tokens = tokens[supervision.keep]
     targets = Targets(tokens, None)
     if config.loss.kind is LossKind.cross_entropy:
         with torch.no_grad():
@@ -67,7 +68,7 @@ def distill(
         return student(batch.target_images.float() / 255, batch.seeds, targets, supervision.keep, supervision.holes)
 
     def carry(tokens: torch.Tensor) -> torch.Tensor:
-        return carried(config.supervision, batch, tokens.unflatten(0, (len(batch.keys), batch.views))).tokens
+        return carry_over(config.supervision, batch, tokens.unflatten(0, (len(batch.keys), batch.views))).tokens
 
     return student(*_context(batch), targets, supervision.keep, supervision.holes, carry)
 

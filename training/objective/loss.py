@@ -98,7 +98,8 @@ def koleo(tokens_mc: torch.Tensor) -> torch.Tensor:
     """
     if len(tokens_mc) < 2:
         return tokens_mc.sum() * 0
-    unit = F.normalize(tokens_mc.float(), dim=1, eps=1e-8)
-    with torch.no_grad():
-        nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(1)
-    return -(F.pairwise_distance(unit, unit[nearest], eps=1e-8) + 1e-8).log().sum()
+    with torch.autocast(tokens_mc.device.type, enabled=False):  # in bf16 many neighbours are equally near
+        unit = F.normalize(tokens_mc.float(), dim=1, eps=1e-8)
+        with torch.no_grad():
+            nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(1)
+        return -(F.pairwise_distance(unit, unit[nearest], eps=1e-8) + 1e-8).log().sum()

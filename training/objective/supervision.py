@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from training.data.batch import Batch
 from training.splat import Lift, Splats, render_token_targets
 from training.splat.apply import OperatorBatch, apply_operators, collate_operators
 from training.splat.operator import build_token_operator
+from training.splat.parity import published_holes
 from training.splat.window import drawn_as
 
 
@@ -30,50 +31,40 @@ class Supervision:
     holes: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Carried:
-    """Tokens in the target views [B,h,w,C], and how much came there: alpha, coverage [B,h,w], see `TokenTargets`; drawn: of `live`."""
+class Carried(NamedTuple):
+    """Tokens in the target views [B,h,w,C], and where enough came of them, [B,h,w] bool."""
 
     tokens: torch.Tensor
-    alpha: torch.Tensor
-    coverage: torch.Tensor
-    drawn: torch.Tensor | None = None
-
-
-Carrier = Callable[[SupervisionConfig, Batch, torch.Tensor], Carried]  # of context tokens [B,V,h,w,C]
+    there: torch.Tensor
 
 
 def supervision_from(config: SupervisionConfig, batch: Batch, context: torch.Tensor) -> Supervision:
     """The context's tokens [B,V,h,w,C], carried into the target views, and which of them count: those whose patch has no invalid pixel, and
     to which enough came."""
-    if config.normalise:
-        context = torch.cat([context, torch.ones_like(context[..., :1])], -1)
-    found = carried(config, batch, context)
-    tokens = found.tokens
-    if config.normalise:
-        tokens = tokens[..., :-1] / tokens[..., -1:].clamp_min(1e-6)
-    if config.keep_by == "published":
-        assert found.drawn is not None
-        there = found.drawn
-    else:
-        there = (found.alpha if config.keep_by == "alpha" else found.coverage) >= config.min_coverage
+    tokens, there = carry_over(config, batch, context)
     valid = patches_all_valid(batch.target_valid, *there.shape[1:])
     if config.holes == "exclude":
         return Supervision(tokens, there & valid)
-    return Supervision(tokens.masked_fill(~there[..., None], 0), valid, ~there)
+    return Supervision(tokens, valid, ~there)
 
 
-def carried(config: SupervisionConfig, batch: Batch, context: torch.Tensor) -> Carried:
+def carry_over(config: SupervisionConfig, batch: Batch, context: torch.Tensor) -> Carried:
     """Context tokens [B,V,h,w,C] in the target views, in the way that the configuration says."""
-    return _CARRIERS[config.mode](config, batch, context)
+    carrier = _live if config.mode is SupervisionMode.live else _by_operators
+    if not config.normalise:
+        return carrier(config, batch, context)
+    tokens, there = carrier(config, batch, torch.cat([context, torch.ones_like(context[..., :1])], -1))
+    return Carried(tokens[..., :-1] / tokens[..., -1:].clamp_min(1e-6), there)
 
 
 def _by_operators(config: SupervisionConfig, batch: Batch, context: torch.Tensor) -> Carried:
     """By the operators of the batch, which the dataset holds or the loader built; else by those built here, on the Gaussians' device."""
     rows, _, h, w, _ = context.shape
-    operators = batch.operators or _build_operators(config, batch, (h, w))
-    tokens = apply_operators(operators, context.flatten(1, 3), config.blend).unflatten(1, (h, w))
-    return Carried(tokens, *(part.view(rows, h, w) for part in (operators.alpha, operators.coverage)))
+    if batch.operators is None:
+        batch.operators = _build_operators(config, batch, (h, w))
+    tokens = apply_operators(batch.operators, context.flatten(1, 3), config.blend).unflatten(1, (h, w))
+    amount = batch.operators.alpha if config.keep_by == "alpha" else batch.operators.coverage
+    return Carried(tokens, amount.view(rows, h, w) >= config.min_coverage)
 
 
 def _build_operators(config: SupervisionConfig, batch: Batch, grid: tuple[int, int]) -> OperatorBatch:
@@ -88,8 +79,10 @@ def _build_operators(config: SupervisionConfig, batch: Batch, grid: tuple[int, i
 
 def _live(config: SupervisionConfig, batch: Batch, context: torch.Tensor) -> Carried:
     """Every channel splatted at full resolution: the reference."""
-    rendered = [
-        render_token_targets(
+    grid = context.shape[2], context.shape[3]
+    found = []
+    for one, tokens in zip(_scenes(config, batch, grid), context, strict=True):
+        made = render_token_targets(
             one.splats,
             lift=one.lift,
             tokens=tokens,
@@ -100,14 +93,18 @@ def _live(config: SupervisionConfig, batch: Batch, context: torch.Tensor) -> Car
             area=config.downsample == "area",
             unblended=None if config.blend_unlabelled else 0,
         )
-        for one, tokens in zip(_scenes(config, batch, (context.shape[2], context.shape[3])), context, strict=True)
-    ]
-    return Carried(*(torch.stack([getattr(one, name) for one in rendered]) for name in ("features", "alpha", "coverage", "drawn")))
+        if config.keep_by == "published":
+            there = published_holes(one.gaussians, one.viewmat, one.K, one.labels.shape, grid).logical_not()
+        else:
+            there = (made.alpha if config.keep_by == "alpha" else made.coverage) >= config.min_coverage
+        found.append((made.features, there))
+    return Carried(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
 
 class _Scene(NamedTuple):
-    """One row of a batch, to be splatted. labels: [H,W] of the target; viewmat, K: its camera."""
+    """One row of a batch, to be splatted. splats: `gaussians` as they are drawn; labels: [H,W] of the target; viewmat, K: its camera."""
 
+    gaussians: Splats
     splats: Splats
     lift: Lift
     labels: torch.Tensor
@@ -127,13 +124,8 @@ def _scenes(config: SupervisionConfig, batch: Batch, grid: tuple[int, int]) -> l
             masks = batch.context_labels[b] if rule.mask_aware else torch.zeros_like(batch.context_labels[b])
             lift = Lift.from_masks(masks, grid, no_neighbour=rule.no_neighbour, upsample_grid=rule.upsample_grid)
         splats = Splats(batch.means[b], batch.opacities[b], quats=batch.quats[b], scales=batch.scales[b])
-        scenes.append(_Scene(drawn_as(splats, rule), lift, batch.target_labels[b], batch.viewmats[b], batch.Ks[b]))
+        scenes.append(_Scene(splats, drawn_as(splats, rule), lift, batch.target_labels[b], batch.viewmats[b], batch.Ks[b]))
     return scenes
-
-
-_CARRIERS: dict[SupervisionMode, Carrier] = {
-    SupervisionMode.operators: _by_operators, SupervisionMode.on_the_fly: _by_operators, SupervisionMode.live: _live,
-}  # fmt: skip
 
 
 def patches_all_valid(valid_bhw: torch.Tensor, h: int, w: int) -> torch.Tensor:
@@ -144,7 +136,8 @@ def patches_all_valid(valid_bhw: torch.Tensor, h: int, w: int) -> torch.Tensor:
 def shuffled(supervision: Supervision, seeds: Sequence[int]) -> Supervision:
     """A control: the kept tokens of each row in another order, so that nothing can be learnt from where they stand."""
     tokens_bhwc = supervision.tokens.clone()
-    for tokens, keep, seed in zip(tokens_bhwc, supervision.keep, seeds, strict=True):
+    supervised = supervision.keep if supervision.holes is None else supervision.keep & ~supervision.holes
+    for tokens, keep, seed in zip(tokens_bhwc, supervised, seeds, strict=True):
         kept = tokens[keep]
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
         tokens[keep] = kept[order.to(kept.device)]

@@ -83,12 +83,12 @@ class Monitor:
         self.digest = hashlib.sha256(codec.encode_json([names, table.pins()])).hexdigest()[:16]
 
     @torch.inference_mode()
-    def judge(self, network: Network, temperature: float, device: torch.device) -> dict[str, float]:
+    def judge(self, network: Network, temperature: float | None, device: torch.device) -> dict[str, float]:
         """What a network knows.
 
         Args:
             network: of the training, in whatever mode; it is judged without dropout.
-            temperature: of the softmax over its head's prototypes.
+            temperature: of the softmax over its head's prototypes; None for a network whose head is not trained.
             device: where it is.
 
         Returns:
@@ -102,7 +102,8 @@ class Monitor:
             tokens = [self._tokens(network, view, device) for view in self.views]
             found = [consistency.match(tokens[p.first], tokens[p.second], (self.views[p.first], self.views[p.second])) for p in self.pairs]
             everything = torch.cat([one.map.patch[0].flatten(1).T for one in tokens])
-            use, _ = consistency.head_distribution(network.head, everything.to(device), temperature)
+            if temperature is not None:
+                use, _ = consistency.head_distribution(network.head, everything.to(device), temperature)
         finally:
             network.train(training)
         if not everything.isfinite().all():
@@ -120,7 +121,7 @@ class Monitor:
             **({"match": float((errors <= 1).mean())} if len(errors) else {}),
             "effective_rank": float(np.mean(ranks)),
             **({"inside_variance": float(inside / total)} if total > 0 else {}),
-            "head_entropy": consistency.entropy_share(use),
+            **({"head_entropy": consistency.entropy_share(use)} if temperature is not None else {}),
         }
 
     def _tokens(self, network: Network, view: ProbeFrame, device: torch.device) -> Tokens:
@@ -137,10 +138,10 @@ def warnings(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
             f"step {step}: the variance inside objects fell from {first['inside_variance']:.3f} to {now['inside_variance']:.3f}: the "
             "model blurs; choose supervision.blend=1, a slower teacher or a lower optimizer.lr"
         )
-    if now["head_entropy"] < COLLAPSE:
+    if now.get("head_entropy", 1.0) < COLLAPSE:
         found.append(
             f"step {step}: the head uses few of its prototypes (entropy {now['head_entropy']:.2f}, at most 1): it collapses; choose "
-            "teacher.mode=frozen or a higher head.teacher_temperature"
+            "teacher.mode=frozen, head.centring=sinkhorn or a higher head.teacher_temperature"
         )
     return found
 

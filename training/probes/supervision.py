@@ -28,7 +28,7 @@ class SupervisionModel:
     """The target tokens of a dataset's windows: the operators applied to a network's tokens of the context frames.
 
     A frame takes the first window that has an operator into it, and one whose context it is not part of where there is such a window. A
-    token is kept as in training: its accumulated alpha reaches `min_coverage`, and no pixel of its patch is invalid.
+    token is kept as in training: what came there reaches `min_coverage`, and no pixel of its patch is invalid.
     """
 
     def __init__(self, model: NetworkModel, data: ProbeData, config: SupervisedTokensConfig) -> None:

@@ -33,7 +33,7 @@ class OperatorBatch:
 
     @property
     def coverage(self) -> Tensor:
-        """[B,Nt] float32, see `TokenOperator.coverage`. Summed when asked for: a training step goes by `alpha`."""
+        """[B,Nt] float32, see `TokenOperator.coverage`. Summed when asked for."""
         lengths = torch.diff(self.splat_offsets, append=self.splat_offsets.new_tensor([len(self.splat_values)]))
         row = torch.repeat_interleave(lengths)
         return torch.bincount(row, weights=self.splat_values.double(), minlength=len(lengths)).float().view(self.alpha.shape)

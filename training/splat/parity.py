@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from training.splat.rasterize import render
 from training.splat.targets import resize_nearest
-from training.splat.types import Splats
+from training.splat.types import DEFAULT, Splats, Views
 
 
 def published_footprints(splats: Splats) -> Splats:
@@ -38,6 +40,13 @@ def published_K(K: Tensor, width: int, height: int) -> Tensor:  # noqa: N802
     centred[..., :2, 2] = size / 2
     centred[..., 2, 2] = 1
     return centred
+
+
+def published_holes(splats: Splats, viewmat: Tensor, K: Tensor, size: Sequence[int], grid: tuple[int, int]) -> Tensor:
+    """`holes_by_colour` [h,w] of Gaussians that all are white, in one view [4,4], [3,3] of `size` (H,W): none is black by chance."""
+    view = Views(viewmat[None], K[None], size[1], size[0])
+    colour, _ = render(splats, view, DEFAULT, torch.ones_like(splats.means))
+    return holes_by_colour(colour[0], grid)
 
 
 def holes_by_colour(colour: Tensor, grid: tuple[int, int]) -> Tensor:

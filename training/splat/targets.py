@@ -23,7 +23,6 @@ class TokenTargets:
     features: Tensor  # [h,w,C]
     alpha: Tensor  # [h,w] accumulated alpha, sampled where the features are
     coverage: Tensor  # [h,w] what tokens of ones would give there without blending: the part of alpha that carries a feature
-    drawn: Tensor  # [h,w] bool, whether alpha is above 0 at the patch's top-left pixel
 
 
 def blend_with_mask(features: Tensor, masks: Tensor, alpha: float = 0.5, unblended: int | None = None) -> Tensor:
@@ -116,7 +115,7 @@ def render_token_targets(
     grid = grid or lift.grid[1:]
     blended = blend_with_mask(features_vhwc[0, ..., :-1], target_mask, blend, unblended)
     alpha, coverage = downsample(torch.cat([alpha_vhw1[0], features_vhwc[0, ..., -1:]], -1), grid, area).unbind(-1)
-    return TokenTargets(downsample(blended, grid, area), alpha, coverage, resize_nearest(alpha_vhw1[0, ..., 0] > 0, grid))
+    return TokenTargets(downsample(blended, grid, area), alpha, coverage)
 
 
 def _region_means(features_pc: Tensor, labels_bhw: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -110,14 +112,25 @@ def test_sinkhorn_is_that_of_dinov2() -> None:
 
 
 def test_ranks_centre_by_the_tokens_of_all() -> None:
-    """Two ranks, one after the other: what each adds to the sums, the other sees."""
+    """Two ranks with unequal shares, in threads that meet where they sum; and a third without a token."""
     points, prototypes = collapsed()
-    whole = SinkhornCentring(HeadConfig(sinkhorn_iterations=1), lambda _: None).bias(points, prototypes, 0.1)
-    sums: list[torch.Tensor] = []
-    for part in points.split(130):
-        SinkhornCentring(HeadConfig(sinkhorn_iterations=1), lambda one: sums.append(one.clone())).bias(part, prototypes, 0.1)
-    most = -whole - sum(sums).log().float()  # type: ignore[union-attr]
-    assert (most - most[0]).abs().max() < 1e-4
+    whole = SinkhornCentring(HeadConfig(), lambda _: None).bias(points, prototypes, 0.1)
+    shares = [*points.split(130), points[:0]]
+    brought: dict[int, torch.Tensor] = {}
+    met = threading.Barrier(len(shares))
+
+    def rank(number: int) -> torch.Tensor:
+        def total(part: torch.Tensor) -> None:
+            brought[number] = part.clone()
+            met.wait()
+            part.copy_(torch.stack([brought[n] for n in range(len(shares))]).sum(0))
+            met.wait()
+
+        return SinkhornCentring(HeadConfig(), total).bias(shares[number], prototypes, 0.1)
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        for found in pool.map(rank, range(len(shares))):
+            torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_the_mean_centre_follows_the_mean_of_the_logits() -> None:

@@ -150,8 +150,23 @@ def test_holes_are_left_out_or_count_as_zero(free: str) -> None:
     assert zero.holes is not None
     assert torch.equal(zero.keep & ~zero.holes, out.keep)
     assert (zero.keep & zero.holes).any()
-    assert not zero.tokens[zero.holes].any()
     assert torch.equal(zero.tokens[out.keep], out.tokens[out.keep])
+
+
+@pytest.mark.parametrize("word", ["supervision.control=shuffle", "supervision.control=no_geometry"])
+def test_holes_are_zero_on_both_sides_in_controls_too(free: str, word: str) -> None:
+    words = ["supervision.mode=live", "supervision.blend=1", "supervision.min_coverage=0.9", "supervision.holes=zero", word]
+    config = load(TrainConfig, [f"dataset={free}", "output=x", "backbone=demo", "loss.kind=cosine", *words])
+    rows = open_rows(config)
+    batch = rows.decode(rows.fetch([(0, 1), (1, 2)]))
+    supervision = supervise(config, BrightnessTeacher(), batch)  # type: ignore[arg-type]
+    assert supervision.holes is not None
+    seen: list[torch.Tensor] = []
+    distill(config, lambda _i, _s, targets, *_: seen.append(targets.tokens), BrightnessTeacher(), batch, supervision, None)  # type: ignore[arg-type]
+    holes = supervision.holes[supervision.keep]
+    assert holes.any()
+    assert not seen[0][holes].any()
+    assert seen[0][~holes].any(1).all()
 
 
 def test_what_only_the_live_splat_can_do(free: str) -> None:
@@ -175,7 +190,7 @@ def test_the_other_way_round_the_students_tokens_are_splatted(free: str) -> None
     supervision = supervise(config, teacher, batch)
     with torch.no_grad():
         torch.testing.assert_close(supervision.tokens, teacher.tokens(batch.target_images.float() / 255, batch.seeds))
-        context = teacher.tokens(batch.context_images.flatten(0, 1).float() / 255, batch.seeds * 2).unflatten(0, (2, 2))
+        context = teacher.tokens(batch.context_images.flatten(0, 1).float() / 255, batch.seeds * batch.views).unflatten(0, (2, batch.views))
     carried = supervision_from(config.supervision, batch, context)
     assert torch.equal(carried.keep, supervision.keep)
     own = distill(config, student, teacher, batch, supervision, None)

@@ -8,7 +8,7 @@ from torch import Tensor
 from training.splat.types import RasterOptions, Splats, Views
 
 ALPHA_CLAMP = 0.999  # compiled into gsplat 1.5.3
-_CHANNEL_CHUNK = 128  # one of the widths that gsplat is compiled for: 384 and 768 split into whole chunks, nothing is padded
+_CHANNEL_CHUNK = 128  # one of the widths that gsplat is compiled for: 384 and 768 split into whole chunks
 
 
 def rasterize_gsplat(
@@ -63,6 +63,15 @@ def footprints_gsplat(splats: Splats, view: Views, options: RasterOptions) -> tu
         opacities=splats.opacities,
     )
     return centres[0], radii[0]
+
+
+def gsplat_works() -> bool:
+    """Whether gsplat and its kernels are there; compiles them."""
+    try:
+        _backend()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _backend():

@@ -49,11 +49,6 @@ def losses(output: Path | str) -> np.ndarray:
     return np.array([m["loss"] for m in metrics])
 
 
-def divergences(output: Path | str) -> np.ndarray:
-    """The loss less what it is at least, the entropy of its targets, which moves as they are centred."""
-    return np.array([m["loss"] - m["target_entropy"] * np.log(256) for m in read_metrics(str(output))])
-
-
 def torchrun(ranks: int, *overrides: str, **popen) -> subprocess.Popen:
     program = str(Path(sys.executable).parent / "torchrun")
     arguments = [program, "--standalone", f"--nproc-per-node={ranks}", "training/train.py", *overrides]
@@ -120,12 +115,16 @@ def test_a_scheduler_may_signal_all_of_a_run(dataset: str, tmp_path: Path) -> No
     assert json.loads((tmp_path / "state.json").read_text()) == {"step": done, "steps": 40, "requeue": True}
 
 
-def test_the_loss_falls_further_than_with_shuffled_supervision(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
-    run(config(dataset, tmp_path, "until=24", "supervision.control=shuffle"))
-    true, control = ([m["cosine"] for m in read_metrics(str(o))][:24] for o in (undisturbed, tmp_path))
-    true_fall, control_fall = (divergences(o)[:5].mean() - divergences(o)[14:24].mean() for o in (undisturbed, tmp_path))
-    assert true_fall > max(control_fall, 0)
-    assert np.mean(true[-10:]) > np.mean(control[-10:]) + 0.05
+def test_the_loss_falls_further_than_with_shuffled_supervision(dataset: str, tmp_path: Path) -> None:
+    """Uncentred: what centres the targets moves the least that the loss can be."""
+    found = {}
+    for name in ("none", "shuffle"):
+        run(config(dataset, tmp_path / name, "until=24", f"supervision.control={name}", "head.centring=none", "allow_unstable=true"))
+        found[name] = read_metrics(str(tmp_path / name))
+    fall = {name: np.mean([m["loss"] for m in one[:5]]) - np.mean([m["loss"] for m in one[-10:]]) for name, one in found.items()}
+    cosine = {name: np.mean([m["cosine"] for m in one[-10:]]) for name, one in found.items()}
+    assert fall["none"] > max(fall["shuffle"], 0)
+    assert cosine["none"] > cosine["shuffle"] + 0.05
 
 
 def test_the_three_ways_to_supervise_give_the_same_losses(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
@@ -202,7 +201,7 @@ def test_options_of_the_step_change_it(dataset: str, undisturbed: Path, tmp_path
     wanted = read_metrics(str(undisturbed))[:3]
     for word, differs in (
         ("precision=bf16", "loss"),
-        ("loss.kind=cosine", "loss"),
+        ("loss.kind=cosine head.centring=none", "loss"),
         ("loss.koleo=0.1", "loss"),
         ("head.centring=sinkhorn", "loss"),
         ("head.centre_momentum=0.1", "next"),
@@ -212,7 +211,7 @@ def test_options_of_the_step_change_it(dataset: str, undisturbed: Path, tmp_path
         ("optimizer.clip=0.001", "next"),
         ("optimizer.lr=null", "next"),
     ):
-        run(config(dataset, tmp_path / word, "until=3", word))
+        run(config(dataset, tmp_path / word, "until=3", *word.split()))
         found = read_metrics(str(tmp_path / word))
         assert np.isfinite([found[2]["loss"], found[2]["grad_norm"]]).all(), word
         if differs == "next":
@@ -226,6 +225,7 @@ def test_options_of_the_step_change_it(dataset: str, undisturbed: Path, tmp_path
     assert reach[1]["lr"] / wanted[1]["lr"] == pytest.approx(0.01 * (2 / 40) ** 0.5 / 0.001)
 
 
+@pytest.mark.slow
 def test_every_preset_trains(dataset: str, tmp_path: Path) -> None:
     """Ten steps. Where a preset reads operators they are built here, by its own rule."""
     small = ("backbone=demo", "batch=2", "until=10", "head.hidden=16", "head.bottleneck=8", "head.prototypes=64", "loader.workers=0",

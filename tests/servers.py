@@ -131,12 +131,12 @@ def cut_replies(proxy: str, count: int) -> None:
 @contextlib.contextmanager
 def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """A Ray head node with a job server, whose workers get `environment`. Yields the job server's address."""
-    gcs, dashboard, client, metrics = free_ports(4)
+    gcs, dashboard, client, metrics, agent = free_ports(5)
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.2", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-        f"--metrics-export-port={metrics}", "--min-worker-port=11000", "--max-worker-port=11999", "--num-cpus=2",
-        "--object-store-memory=200000000", f"--temp-dir={folder}", "--disable-usage-stats",
+        f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={agent}", "--min-worker-port=11000",
+        "--max-worker-port=11999", "--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={folder}", "--disable-usage-stats",
     ]  # fmt: skip
     log = folder.parent / "ray.log"
     with background(command, log, environment) as process:

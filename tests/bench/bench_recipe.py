@@ -4,7 +4,7 @@
 
 FOLDER: that of bench_science.py, whose training rooms are taken (teacher: the first 8 blocks). Four rooms of their own are made to judge by
 (`dev`): what is chosen here is chosen on them, never on the test rooms. Each recipe is `experiment=short` with a teacher that moves so many
-half-lives over the run; judged at half of it and at the end, by all probes. The table goes into infra/docs/recipes.md.
+half-lives over the run; judged at half of it and at the end, by all probes. Not run yet: what it finds is to go into infra/docs/recipes.md.
 """
 
 from __future__ import annotations

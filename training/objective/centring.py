@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from configs.schema import CentringKind, HeadConfig
-from training.objective.loss import CHUNK
+from training.objective.loss import CHUNK, prototype_logits
 
 Total = Callable[[torch.Tensor], object]  # sums a tensor over all ranks, in place
 
@@ -41,6 +40,7 @@ class MeanCentring(torch.nn.Module):
         self.sums = torch.zeros(config.bottleneck + 1, dtype=torch.float64)
 
     def bias(self, points: torch.Tensor, prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Also takes the points into account for the next `update`."""
         self.sums = self.sums.to(points.device)
         self.sums[:-1] += points.sum(0, dtype=torch.float64)
         self.sums[-1] += len(points)
@@ -72,7 +72,7 @@ class SinkhornCentring:
         for iteration in range(self.iterations):
             use = torch.zeros_like(bias, dtype=torch.float64)
             for part in parts:
-                logits = _logits(points[part], prototypes, temperature)
+                logits = prototype_logits(points[part], prototypes, temperature)
                 weight = of_token[part] if iteration == 0 else -torch.logsumexp(logits + bias, 1, keepdim=True)
                 use += (logits + weight).exp().sum(0, dtype=torch.float64)
             self.total(use)
@@ -88,7 +88,3 @@ def make_centring(config: HeadConfig, total: Total) -> MeanCentring | SinkhornCe
     if config.centring is CentringKind.mean:
         return MeanCentring(config, total)
     return SinkhornCentring(config, total) if config.centring is CentringKind.sinkhorn else None
-
-
-def _logits(points: torch.Tensor, prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
-    return F.linear(points, prototypes).float() / temperature

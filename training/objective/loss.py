@@ -67,8 +67,8 @@ class _CrossEntropy(torch.autograd.Function):
             grad_x, grad_w = torch.zeros_like(points, dtype=torch.float32), torch.zeros_like(prototypes, dtype=torch.float32)
             for begin in range(0, len(x), chunk):
                 part = slice(begin, begin + chunk)
-                target = F.log_softmax(_logits(xt[part], wt, targets.temperature, targets.bias), -1)
-                own = F.log_softmax(_logits(x[part], w, temperature), -1)
+                target = F.log_softmax(prototype_logits(xt[part], wt, targets.temperature, targets.bias), -1)
+                own = F.log_softmax(prototype_logits(x[part], w, temperature), -1)
                 probabilities = target.exp()
                 entropy -= target.mul_(probabilities).sum(-1).sum(dtype=torch.float64)
                 loss -= torch.mul(probabilities, own, out=target).sum(-1).sum(dtype=torch.float64)
@@ -86,9 +86,12 @@ class _CrossEntropy(torch.autograd.Function):
         return *(part * grad for part in ctx.saved_tensors), None, None, None
 
 
-def _logits(points: torch.Tensor, prototypes: torch.Tensor, temperature: float, bias: torch.Tensor | None = None) -> torch.Tensor:
-    logits = F.linear(points, prototypes).float().div_(temperature)
-    return logits if bias is None else logits.add_(bias)
+def prototype_logits(
+    points_md: torch.Tensor, prototypes_kd: torch.Tensor, temperature: float, bias_k: torch.Tensor | None = None
+) -> torch.Tensor:
+    """points @ prototypes.T / temperature + bias, [M,K] float32; the product is of the points' dtype."""
+    logits = F.linear(points_md, prototypes_kd).float().div_(temperature)
+    return logits if bias_k is None else logits.add_(bias_k)
 
 
 def koleo(tokens_mc: torch.Tensor) -> torch.Tensor:
